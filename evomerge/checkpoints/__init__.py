@@ -1,0 +1,1 @@
+"""Model folders: read lazily, understood, compared, written."""

@@ -1,0 +1,1 @@
+"""Where evaluations happen: in this process or on Ray actors."""

@@ -1,0 +1,1 @@
+"""Merged weights in memory: operators, banks and the in-place executor."""

@@ -1,0 +1,1 @@
+"""How good a merged model is: items, responses, estimators."""

@@ -1,0 +1,1 @@
+"""What may vary in a merge: maps from the unit cube to recipes."""
