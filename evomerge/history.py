@@ -107,12 +107,14 @@ class History:
     started: Started
     trials: dict[str, Trial] = field(default_factory=dict)
     fronts: list[FrontChange] = field(default_factory=list)
+    asked: set[tuple[str, Split]] = field(default_factory=set)
     pending: dict[tuple[str, Split], None] = field(default_factory=dict)
+    """Asked and not answered, in the order of asking."""
     finished: str | None = None
     notes: list[str] = field(default_factory=list)
     last_time: float = 0.0
-    n_evaluations: int = 0
-    """Trials answered on search items, failures included."""
+    answered: list[str] = field(default_factory=list)
+    """Trials answered on search items, failures included, in the order of answers."""
 
     def apply(self, event: Event) -> None:
         """Take in one event after `started`."""
@@ -144,6 +146,7 @@ class History:
     def _apply_asked(self, event: Event) -> None:
         name, split = event["trial"], Split(event["split"])
         self.finished = None
+        self.asked.add((name, split))
         self.pending[name, split] = None
         if split is Split.SEARCH:
             u = event.get("u")
@@ -163,10 +166,11 @@ class History:
         del self.pending[name, split]
         trial = self.trials[name]
         if split is Split.SEARCH:
-            self.n_evaluations += 1
+            self.answered.append(name)
         if event["event"] == "failed":
-            failure = Failure(event["kind"], event["message"])
-            self.trials[name] = replace(trial, failure=failure)
+            if split is Split.SEARCH:
+                failure = Failure(event["kind"], event["message"])
+                self.trials[name] = replace(trial, failure=failure)
             return
         estimates = {
             objective: Estimate(score, standard_error, n)
@@ -187,6 +191,16 @@ class History:
     def front(self) -> FrontChange | None:
         """The current front, or None before the first."""
         return self.fronts[-1] if self.fronts else None
+
+    @property
+    def n_evaluations(self) -> int:
+        """How many trials were answered on search items, baselines and failures included."""
+        return len(self.answered)
+
+    def scored_since(self, n_evaluations: int) -> list[Trial]:
+        """The trials that got search scores after the first `n_evaluations` answers."""
+        trials = (self.trials[name] for name in self.answered[n_evaluations:])
+        return [trial for trial in trials if trial.search is not None]
 
     def scored(self, split: Split = Split.SEARCH) -> list[Trial]:
         """The trials that have scores in a split, in the order in which they were asked."""

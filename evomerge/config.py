@@ -1,0 +1,361 @@
+"""From YAML to a checked configuration: the only reader of YAML.
+
+Unknown keys are refused with a suggestion; relative paths are taken from the file's own folder, so
+that a run can be resumed from anywhere.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from evomerge.baselines import DEFAULT_SCALES
+from evomerge.datatypes import Direction, Knob, Objective, Spec, digest_of
+from evomerge.errors import ConfigError
+
+# Content by its import path: the engine itself never imports it.
+LAYERWISE_SPACE = "search_spaces.layerwise:LayerwiseSpace"
+LM_EVAL_FITNESS = "fitness.lm_eval:LmEvalFitness"
+PYTHON_FITNESS = "fitness.python_callable:PythonFitness"
+MEAN_ESTIMATOR = "fitness.estimators:MeanEstimator"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRef(_Section):
+    """A model folder or Hub id, with an optional Hub revision; a plain string is the path."""
+
+    path: str
+    revision: str | None = None
+
+
+def _as_model_ref(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+Model = Annotated[ModelRef, BeforeValidator(_as_model_ref)]
+
+
+class SpaceConfig(_Section):
+    """What is searched; `target` names another space class, which then takes `options`."""
+
+    operator: str = "task_arithmetic"
+    coefficients: dict[str, Any] = Field(default_factory=dict)
+    gates: dict[str, Any] | None = None
+    prepare: dict[str, Knob] = Field(default_factory=dict)
+    target: str = LAYERWISE_SPACE
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def spec(self, seed: int) -> Spec:
+        """How to build it, but for the experts and groups that it is bound to."""
+        if self.target != LAYERWISE_SPACE:
+            return Spec(self.target, self.options)
+        arguments: dict[str, Any] = {"operator": self.operator, "prepare": self.prepare}
+        if self.coefficients:
+            arguments["coefficients"] = self.coefficients
+        if self.gates is not None:
+            arguments["gates"] = self.gates
+        return Spec(self.target, {**arguments, "seed": seed})
+
+
+class ObjectiveConfig(_Section):
+    """One objective; exactly one of `lm_eval`, `python` and `fitness` says how it is measured."""
+
+    name: str = Field(min_length=1)
+    direction: Direction = Direction.MAXIMIZE
+    worst: float | None = None
+    lm_eval: str | None = None
+    python: str | None = None
+    fitness: str | None = None
+    metric: str | None = None
+    items: int | str | None = None
+    held_out: int | str | None = None
+    num_fewshot: int | None = Field(default=None, ge=0)
+    batch_size: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        sources = [s for s in ("lm_eval", "python", "fitness") if getattr(self, s) is not None]
+        if len(sources) != 1:
+            raise ValueError(
+                "an objective has exactly one of lm_eval, python and fitness, "
+                f"but {self.name!r} has {' and '.join(sources) or 'none'}"
+            )
+        if self.lm_eval is not None and self.metric is None:
+            raise ValueError(
+                f"an lm_eval objective names its metric, but {self.name!r} does not: "
+                "add for example `metric: acc`"
+            )
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        """The engine's value."""
+        return Objective(self.name, self.direction, self.worst)
+
+    def source(self, seed: int) -> Spec:
+        """The fitness that answers it, but for the metric: equal sources share one fitness."""
+        common = {"seed": seed, **self.options}
+        if self.fitness is not None:
+            return Spec(self.fitness, common)
+        counts = {"items": self.items, "held_out": self.held_out}
+        if self.python is not None:
+            return Spec(PYTHON_FITNESS, {"callable": self.python, **counts, **common})
+        optional = {"num_fewshot": self.num_fewshot, "batch_size": self.batch_size}
+        given = {key: value for key, value in optional.items() if value is not None}
+        return Spec(LM_EVAL_FITNESS, {"task": self.lm_eval, **counts, **given, **common})
+
+
+class SamplerConfig(_Section):
+    """The search algorithm by short name or import path; the rest are its own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "auto"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the sampler's class takes beyond the problem and the seed."""
+        return dict(self.model_extra or {})
+
+
+def _as_sampler(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class BudgetConfig(_Section):
+    """When to stop: `evaluations` are candidates of the sampler (baselines come on top)."""
+
+    evaluations: int = Field(default=200, ge=0)
+    hours: float | None = Field(default=None, gt=0)
+
+
+class WorkersConfig(_Section):
+    """Where evaluations run. `threads` are CPU threads per worker (default: cores / count)."""
+
+    executor: Literal["in_process", "ray"] = "in_process"
+    count: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    gpus: float = Field(default=0.0, ge=0.0)
+    address: str | None = None
+    device: str = "auto"
+    timeout_seconds: float = Field(default=3600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _in_process_is_one(self) -> Self:
+        if self.executor == "in_process" and self.count != 1:
+            raise ValueError(
+                f"the in_process executor has one worker, but count is {self.count}: "
+                "set `executor: ray` for several"
+            )
+        return self
+
+
+class BaselinesConfig(_Section):
+    """What every run evaluates first; `scales` are those of global task arithmetic."""
+
+    scales: list[float] = Field(default_factory=lambda: list(DEFAULT_SCALES))
+
+
+class FinalConfig(_Section):
+    """The last step: up to `front` trials of the front are re-scored on held-out items."""
+
+    front: int = Field(default=24, ge=0)
+
+
+class Config(_Section):
+    """A whole configuration, as a user writes it; see the README for a commented example."""
+
+    base: Model
+    experts: Annotated[dict[str, Model], Field(min_length=1)]
+    objectives: Annotated[list[ObjectiveConfig], Field(min_length=1)]
+    space: SpaceConfig = SpaceConfig()
+    sampler: Annotated[SamplerConfig, BeforeValidator(_as_sampler)] = SamplerConfig()
+    budget: BudgetConfig = BudgetConfig()
+    workers: WorkersConfig = WorkersConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+    final: FinalConfig = FinalConfig()
+    fuse: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+    cache: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    allow_tokenizer_mismatch: bool = False
+
+    @model_validator(mode="after")
+    def _plain_names(self) -> Self:
+        for name in self.experts:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ValueError(
+                    f"an expert's name has letters, digits, dots, dashes and underscores only, "
+                    f"but one is {name!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) != len(names):
+            raise ValueError(f"objectives have distinct names, but they are {', '.join(names)}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Content address of what decides the run's results.
+
+        Budget, workers and the cache may change on resume; the results do not depend on them.
+        """
+        plain = self.model_dump(mode="json", exclude={"budget", "workers", "cache", "fuse"})
+        return digest_of(plain)
+
+    def fitness(self) -> tuple[Spec, ...]:
+        """The fitness objects to build, equal sources merged; each spec is complete."""
+        by_source: dict[str, tuple[Spec, list[ObjectiveConfig]]] = {}
+        for objective in self.objectives:
+            source = objective.source(self.seed)
+            key = digest_of({"target": source.target, **source.arguments})
+            by_source.setdefault(key, (source, []))[1].append(objective)
+        specs: list[Spec] = []
+        for source, sharing in by_source.values():
+            arguments = {**source.arguments, "objectives": tuple(o.objective for o in sharing)}
+            if source.target == LM_EVAL_FITNESS:
+                arguments["metrics"] = tuple(o.metric for o in sharing)
+            specs.append(Spec(source.target, arguments))
+        return tuple(specs)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; `parse` of it gives an equal one."""
+        plain = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that refuses duplicate keys, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise ConfigError(
+                    f"a key stands once in a mapping, but {key!r} is there twice "
+                    f"(line {key_node.start_mark.line + 1}): remove one"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of a YAML file.
+
+    Raises:
+        ConfigError: when the file is missing, is no YAML, or breaks a rule.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"a configuration is a readable YAML file, but {path} is not ({error.strerror})"
+        ) from error
+    return parse(text, folder=path.resolve().parent, name=str(path))
+
+
+def parse(text: str, *, folder: Path, name: str = "configuration") -> Config:
+    """The configuration of a YAML text; relative paths are taken from `folder`.
+
+    Raises:
+        ConfigError: when it is no YAML mapping or breaks a rule.
+    """
+    try:
+        plain = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} must be YAML, but it is not: {_one_line(error)}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{name} must be a mapping of keys, but it is {type(plain).__name__}")
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(error)}") from error
+    return _with_absolute_paths(config, folder)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain(error: ValidationError) -> str:
+    """All complaints of pydantic in one line, unknown keys with their nearest known ones."""
+    complaints: list[str] = []
+    for detail in error.errors(include_url=False):
+        location = detail["loc"]
+        where = ".".join(str(part) for part in location)
+        if detail["type"] == "extra_forbidden":
+            known = _known_keys(location[:-1])
+            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+            complaints.append(f"unknown key `{where}`: {hint}")
+        elif detail["type"] == "missing":
+            complaints.append(f"`{where}` is required, but it is missing")
+        elif detail["type"] == "value_error":
+            complaints.append(detail["msg"].removeprefix("Value error, "))
+        else:
+            complaints.append(f"`{where}`: {detail['msg']}, but got {detail['input']!r}")
+    return "; ".join(complaints)
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    """The keys of the section at a location of the configuration."""
+    section: Any = Config
+    for part in location:
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            field = section.model_fields.get(str(part))
+            section = field.annotation if field is not None else None
+        else:  # a list or a mapping of sections: its elements' type comes last
+            section = get_args(section)[-1]
+        while get_args(section) and not _is_container(section):
+            section = get_args(section)[0]
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return list(section.model_fields)
+    return []
+
+
+def _is_container(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) in (list, dict)
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    def absolute(path: str) -> str:
+        """Local paths become absolute; what is no local path stays (a Hub id or a task name)."""
+        expanded = Path(path).expanduser()
+        if expanded.is_absolute():
+            return str(expanded)
+        if (folder / expanded).exists() or path.startswith("."):
+            return str((folder / expanded).resolve())
+        return path
+
+    def model(ref: ModelRef) -> ModelRef:
+        return ref.model_copy(update={"path": absolute(ref.path)})
+
+    def objective(one: ObjectiveConfig) -> ObjectiveConfig:
+        paths: Mapping[str, Any] = {
+            key: absolute(value)
+            for key in ("lm_eval", "items", "held_out")
+            if isinstance(value := getattr(one, key), str)
+        }
+        return one.model_copy(update=dict(paths))
+
+    return config.model_copy(
+        update={
+            "base": model(config.base),
+            "experts": {name: model(ref) for name, ref in config.experts.items()},
+            "objectives": [objective(one) for one in config.objectives],
+            "cache": None if config.cache is None else absolute(config.cache),
+        }
+    )

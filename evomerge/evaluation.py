@@ -1,0 +1,321 @@
+"""The unit of work in a worker: materialize a recipe, answer items, check the answers.
+
+The one place with a broad `except`: whatever a candidate does wrong costs that candidate only.
+"""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from evomerge import loading, spool
+from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.datatypes import (
+    Evaluation,
+    Failure,
+    ItemFacts,
+    Job,
+    Knob,
+    Objective,
+    Recipe,
+    Spec,
+    Split,
+    WorkerFacts,
+)
+from evomerge.errors import TaskError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from evomerge.checkpoints.experts import Expert
+    from evomerge.checkpoints.reading import Checkpoint
+    from evomerge.config import Config
+    from evomerge.protocols import Fitness
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model is: a folder or Hub id with an optional revision."""
+
+    path: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSources:
+    """The models of a run and what may be done to read them."""
+
+    base: ModelSource
+    experts: Mapping[str, ModelSource]
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    allow_tokenizer_mismatch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """All that a worker needs to start, plain enough to cross processes; paths are absolute.
+
+    The basis of `operator` with the knobs `prepare` is kept as a bank under `cache`; recipes of
+    other operators (baselines) are prepared as they come. Results are spooled to `spool`, if any.
+    """
+
+    models: ModelSources
+    fitness: tuple[Spec, ...]
+    cache: str
+    operator: str = "task_arithmetic"
+    prepare: Mapping[str, Knob] = field(default_factory=dict)
+    seed: int = 0
+    spool: str | None = None
+    threads: int = 1
+    device: str = "auto"
+
+
+def worker_setup(config: "Config", *, spool_folder: Path | None = None) -> WorkerSetup:
+    """What the workers of a configuration get."""
+    workers = config.workers
+    cache = config.cache or platformdirs.user_cache_dir("evomerge")
+    return WorkerSetup(
+        models=ModelSources(
+            base=ModelSource(config.base.path, config.base.revision),
+            experts={
+                name: ModelSource(ref.path, ref.revision) for name, ref in config.experts.items()
+            },
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+            allow_tokenizer_mismatch=config.allow_tokenizer_mismatch,
+        ),
+        fitness=config.fitness(),
+        cache=os.environ.get("EVOMERGE_CACHE", cache),
+        operator=config.space.operator,
+        prepare=config.space.prepare,
+        seed=config.seed,
+        spool=None if spool_folder is None else str(spool_folder),
+        threads=workers.threads or max(1, (os.cpu_count() or 1) // workers.count),
+        device=workers.device,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModels:
+    """Base, experts and anatomy, opened and found compatible."""
+
+    base: "Checkpoint"
+    experts: tuple["Expert", ...]
+    anatomy: Anatomy
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Content digests by name; `base` for the base."""
+        return {"base": self.base.digest, **{e.name: e.digest for e in self.experts}}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before a search."""
+        return tuple(warning for expert in self.experts for warning in expert.warnings)
+
+
+def open_models(sources: ModelSources) -> OpenedModels:
+    """Open the models of a run.
+
+    Raises:
+        CheckpointError: when one cannot be read.
+        IncompatibleError: when they cannot be merged.
+    """
+    from evomerge.checkpoints.experts import open_expert
+    from evomerge.checkpoints.reading import Checkpoint
+
+    base = Checkpoint.open(
+        sources.base.path,
+        revision=sources.base.revision,
+        allow_pickle=sources.allow_pickle,
+        trust_remote_code=sources.trust_remote_code,
+    )
+    experts = tuple(
+        open_expert(
+            name,
+            source.path,
+            base,
+            revision=source.revision,
+            allow_pickle=sources.allow_pickle,
+            trust_remote_code=sources.trust_remote_code,
+            allow_tokenizer_mismatch=sources.allow_tokenizer_mismatch,
+        )
+        for name, source in sources.experts.items()
+    )
+    return OpenedModels(base, experts, Anatomy.of(base))
+
+
+class Worker:
+    """Resident base, deltas and one live model on one device; answers jobs one at a time.
+
+    Raises:
+        CheckpointError: when a model cannot be used.
+        TaskError: when a task cannot be used.
+        ConfigError: when an operator, a device or an option is unknown.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        import torch
+
+        from evomerge.merging.bank import Bank
+        from evomerge.merging.materialize import Materializer
+
+        torch.set_num_threads(setup.threads)
+        self._spool = None if setup.spool is None else Path(setup.spool)
+        models = open_models(setup.models)
+        self._fitness: list[Fitness] = [loading.build(spec) for spec in setup.fitness]
+        items = [self._item_facts(fitness) for fitness in self._fitness]
+        _refuse_overlap(items)
+        bank = Bank.open_or_build(
+            Path(setup.cache),
+            models.base,
+            models.experts,
+            models.anatomy,
+            setup.operator,
+            setup.prepare,
+            setup.seed,
+        )
+        device = choose_device(setup.device)
+        model, tokenizer = load_live_model(
+            models.base, device, trust_remote_code=setup.models.trust_remote_code
+        )
+        self._materializer: Materializer = Materializer(
+            models.base, bank, models.experts, models.anatomy, model
+        )
+        for fitness in self._fitness:
+            fitness.bind(model, tokenizer)
+        self.facts = WorkerFacts(
+            model_digests=models.digests,
+            groups=models.anatomy.groups,
+            objectives=tuple(o for fitness in self._fitness for o in fitness.objectives),
+            items=tuple(facts for pair in items for facts in pair),
+            model_bytes=models.base.n_bytes,
+            warnings=(*models.warnings, *bank.warnings),
+        )
+
+    @staticmethod
+    def _item_facts(fitness: "Fitness") -> tuple[ItemFacts, ItemFacts]:
+        names = tuple(objective.name for objective in fitness.objectives)
+        search, held_out = (ItemFacts(names, s, tuple(fitness.items(s))) for s in Split)
+        return search, held_out
+
+    def evaluate(self, job: Job) -> Evaluation:
+        """Answer a job; never raises for what a candidate does wrong. Spooled before it returns."""
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
+        responses: dict[str, tuple[float, ...]] = {}
+        failure: Failure | None = None
+        try:
+            responses = self._respond(job, seconds)
+            failure = _non_finite(responses)
+        except MemoryError as error:
+            failure = Failure("out_of_memory", _describe(error))
+        except Exception as error:  # noqa: BLE001 - costs this candidate, never the run
+            kind = "out_of_memory" if _is_out_of_memory(error) else "error"
+            failure = Failure(kind, _describe(error))
+        seconds["total"] = time.perf_counter() - started
+        evaluation = Evaluation(job.key, {} if failure is not None else responses, seconds, failure)
+        if self._spool is not None:
+            spool.write(self._spool, evaluation)
+        return evaluation
+
+    def _respond(self, job: Job, seconds: dict[str, float]) -> dict[str, tuple[float, ...]]:
+        started = time.perf_counter()
+        self._materializer.write(job.recipe)
+        seconds["materialize"] = time.perf_counter() - started
+        responses: dict[str, tuple[float, ...]] = {}
+        for index, fitness in enumerate(self._fitness):
+            items: Sequence[int] = (
+                range(len(fitness.items(job.split))) if job.items is None else job.items[index]
+            )
+            answers = fitness.respond(job.split, items)
+            for column, objective in enumerate(fitness.objectives):
+                responses[objective.name] = tuple(float(a) for a in answers[:, column])
+        seconds["respond"] = time.perf_counter() - started - seconds["materialize"]
+        return responses
+
+    def materialize(self, recipe: Recipe) -> "nn.Module":
+        """Write a recipe into the live model and return that model (it stays the worker's)."""
+        self._materializer.write(recipe)
+        return self._materializer.model
+
+
+def choose_device(name: str) -> str:
+    """`auto` is the first CUDA device if there is one, else the CPU; other names are torch's."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def load_live_model(
+    base: "Checkpoint", device: str, *, trust_remote_code: bool = False
+) -> tuple["nn.Module", "PreTrainedTokenizerBase"]:
+    """The one model whose weights candidates are written into, and its tokenizer.
+
+    Raises:
+        TaskError: when the base has no tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        base.path, dtype="auto", trust_remote_code=trust_remote_code
+    )
+    model.requires_grad_(False)
+    model.eval().to(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise TaskError(
+            f"the base needs a tokenizer, but {base.path} holds none that loads "
+            f"({_describe(error)}): save it into the folder"
+        ) from error
+    return model, tokenizer
+
+
+def _refuse_overlap(items: Sequence[tuple[ItemFacts, ItemFacts]]) -> None:
+    """Search and held-out items must be disjoint, also between the fitness objects of a run."""
+    search = {digest: facts for facts, _ in items for digest in facts.digests}
+    for _, held_out in items:
+        for digest in held_out.digests:
+            if digest in search:
+                raise TaskError(
+                    "search and held-out items are disjoint, but an item of "
+                    f"{', '.join(search[digest].objectives)} is held out in "
+                    f"{', '.join(held_out.objectives)} ({digest}): remove it from one of them"
+                )
+
+
+def _non_finite(responses: Mapping[str, Sequence[float]]) -> Failure | None:
+    for name, answers in responses.items():
+        bad = sum(not math.isfinite(answer) for answer in answers)
+        if bad:
+            return Failure(
+                "non_finite", f"{bad} of {len(answers)} answers to {name} are not finite"
+            )
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
+    )
+
+
+def _describe(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def objectives_of(fitness: Sequence[Spec]) -> tuple[Objective, ...]:
+    """The objectives of fitness specs, in the order in which a worker answers them."""
+    return tuple(objective for spec in fitness for objective in spec.arguments["objectives"])
