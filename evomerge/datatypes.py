@@ -220,6 +220,7 @@ class WorkerFacts:
     objectives: tuple[Objective, ...]
     items: tuple[ItemFacts, ...]
     model_bytes: int
+    norms: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 

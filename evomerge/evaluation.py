@@ -184,7 +184,7 @@ class Worker:
         )
         device = choose_device(setup.device)
         model, tokenizer = load_live_model(
-            models.base, device, trust_remote_code=setup.models.trust_remote_code
+            models.base.path, device, trust_remote_code=setup.models.trust_remote_code
         )
         self._materializer: Materializer = Materializer(
             models.base, bank, models.experts, models.anatomy, model
@@ -257,7 +257,7 @@ def choose_device(name: str) -> str:
 
 
 def load_live_model(
-    base: "Checkpoint", device: str, *, trust_remote_code: bool = False
+    folder: Path, device: str, *, trust_remote_code: bool = False
 ) -> tuple["nn.Module", "PreTrainedTokenizerBase"]:
     """The one model whose weights candidates are written into, and its tokenizer.
 
@@ -267,15 +267,15 @@ def load_live_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
-        base.path, dtype="auto", trust_remote_code=trust_remote_code
+        folder, dtype="auto", trust_remote_code=trust_remote_code
     )
     model.requires_grad_(False)
     model.eval().to(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise TaskError(
-            f"the base needs a tokenizer, but {base.path} holds none that loads "
+            f"the base needs a tokenizer, but {folder} holds none that loads "
             f"({_describe(error)}): save it into the folder"
         ) from error
     return model, tokenizer

@@ -74,6 +74,7 @@ class Started:
     dimensions: tuple[str, ...]
     sampler: str
     sampler_reason: str
+    n_baselines: int
     budget: int
     time: float
 
@@ -95,6 +96,7 @@ class Started:
             dimensions=tuple(event["dimensions"]),
             sampler=event["sampler"],
             sampler_reason=event["sampler_reason"],
+            n_baselines=event["n_baselines"],
             budget=event["budget"],
             time=event["time"],
         )
@@ -113,6 +115,8 @@ class History:
     finished: str | None = None
     notes: list[str] = field(default_factory=list)
     last_time: float = 0.0
+    budget: int = 0
+    """Candidates of the sampler that may be asked; a resume can change it."""
     answered: list[str] = field(default_factory=list)
     """Trials answered on search items, failures included, in the order of answers."""
 
@@ -135,6 +139,9 @@ class History:
                 )
             case "finished":
                 self.finished = event["reason"]
+            case "budget":
+                self.budget = event["evaluations"]
+                self.finished = None
             case "note":
                 self.notes.append(event["text"])
             case other:
@@ -191,6 +198,11 @@ class History:
     def front(self) -> FrontChange | None:
         """The current front, or None before the first."""
         return self.fronts[-1] if self.fronts else None
+
+    @property
+    def n_planned(self) -> int:
+        """Evaluations on search items when the run is complete: baselines and candidates."""
+        return self.started.n_baselines + self.budget
 
     @property
     def n_evaluations(self) -> int:
@@ -257,7 +269,8 @@ def history_of(events: Sequence[Mapping[str, Any]]) -> History:
     """
     if not events or events[0]["event"] != "started":
         raise JournalError("a journal begins with a `started` event, but this one does not")
-    history = History(Started.from_event(dict(events[0])), last_time=events[0]["time"])
+    started = Started.from_event(dict(events[0]))
+    history = History(started, last_time=started.time, budget=started.budget)
     for event in events[1:]:
         history.apply(dict(event))
     return history

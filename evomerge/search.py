@@ -69,9 +69,6 @@ def resume(run: Path, observe: Observer = _ignore, *, evaluations: int | None = 
     """
     folder = RunFolder(run.resolve())
     config = folder.read_config()
-    if evaluations is not None:
-        budget = config.budget.model_copy(update={"evaluations": evaluations})
-        config = config.model_copy(update={"budget": budget})
     with Journal(folder.path) as journal:
         if not journal.events:
             raise JournalError(
@@ -80,7 +77,10 @@ def resume(run: Path, observe: Observer = _ignore, *, evaluations: int | None = 
             )
         started = Started.from_event(journal.events[0])
         with Session(config, folder, started) as session:
-            return Driver(session, folder, journal, observe).run()
+            driver = Driver(session, folder, journal, observe)
+            if evaluations is not None:
+                driver.change_budget(evaluations)
+            return driver.run()
 
 
 class Driver:
@@ -105,6 +105,11 @@ class Driver:
         self.history = history_of(journal.events[:1])
         for event in journal.events[1:]:
             self._replay(event)
+
+    def change_budget(self, evaluations: int) -> None:
+        """Let the sampler be asked for so many candidates in all; fewer than asked stops it."""
+        if evaluations != self.history.budget:
+            self._append({"event": "budget", "evaluations": evaluations})
 
     def run(self) -> History:
         """Go on until the budget is spent and the front is re-scored; the history at the end.
@@ -201,8 +206,7 @@ class Driver:
                 return True
         if not self._baselines_are_answered:
             return False  # the reference point of the hypervolume comes from all baselines
-        budget = self._session.config.budget.evaluations
-        if len(self._candidates) < budget and not self._time_is_up:
+        if len(self._candidates) < self.history.budget and not self._time_is_up:
             candidate = self._session.sampler.ask()
             if candidate is None:
                 return False

@@ -135,6 +135,7 @@ class Session:
             "dimensions": [dimension.label for dimension in self.problem.dimensions],
             "sampler": self.sampler_target,
             "sampler_reason": self.sampler_reason,
+            "n_baselines": len(self.baselines),
             "budget": self.problem.budget,
         }
 

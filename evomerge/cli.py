@@ -1,0 +1,254 @@
+"""The command line: each command in a few lines, everything heavy imported when it is needed."""
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from evomerge.errors import ConfigError, EvomergeError
+from evomerge.history import History, read_history
+
+app = typer.Typer(
+    name="evomerge",
+    help="Search for the best way to merge language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+complaints = Console(stderr=True)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
+RunPath = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Prefer = Annotated[
+    str | None,
+    typer.Option(help="Weights of objectives, for example math=2,code=1; default: the knee."),
+]
+
+
+def main() -> None:
+    """Run the command line; errors of the user's making are one line and an exit code."""
+    try:
+        app()
+    except EvomergeError as error:
+        complaints.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        complaints.print("interrupted; what was evaluated is kept: continue with `evomerge resume`")
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where zoo, run and export go.")] = Path("demo"),
+    evaluations: Annotated[int, typer.Option(min=1, help="Candidates to search.")] = 400,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train a small zoo, search merges of its experts, report and export: the whole job."""
+    from evomerge.demo.showcase import run_demo
+
+    run_demo(folder.resolve(), evaluations=evaluations, seed=seed, console=console)
+
+
+@app.command()
+def check(config: ConfigPath, as_json: AsJson = False) -> None:
+    """Open everything a run needs and evaluate one candidate; starts no run."""
+    from evomerge.config import read_config
+    from evomerge.datatypes import Job
+    from evomerge.errors import RunError
+    from evomerge.preview import cost, preview
+    from evomerge.session import Session
+
+    with Session(read_config(config)) as session:
+        facts = preview(session)
+        session.executor.submit(Job("check@search", session.baselines["uniform_average"]))
+        evaluation = session.executor.next_done()
+        if evaluation is None or evaluation.failure is not None:
+            why = "no answer" if evaluation is None else str(evaluation.failure)
+            raise RunError(f"a candidate must be evaluated, but the uniform average failed: {why}")
+        facts += cost(session, evaluation)
+    if as_json:
+        _print_json([{"name": f.name, "text": f.text, "warning": f.is_warning} for f in facts])
+        return
+    for fact in facts:
+        style = "yellow" if fact.is_warning else "bold"
+        console.print(Text.assemble((f"{fact.name:>12}  ", style), fact.text))
+    console.print(Text("everything is in place", style="green"))
+
+
+@app.command()
+def search(
+    config: ConfigPath,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory to create; default: runs/<config>-<time>.")
+    ] = None,
+) -> None:
+    """Search merges as configured; kill it at any time and `resume`."""
+    from evomerge.config import read_config
+    from evomerge.reporting.live import SearchView
+    from evomerge.search import start
+
+    settings = read_config(config)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = run or Path("runs") / f"{config.stem}-{stamp}"
+    console.print(Text.assemble("run directory: ", (str(folder), "bold")))
+    with SearchView(console) as view:
+        history = start(settings, folder, view.update)
+    _conclude(history, folder)
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    evaluations: Annotated[
+        int | None, typer.Option(min=0, help="New budget of candidates in all.")
+    ] = None,
+) -> None:
+    """Continue a run exactly where it stopped."""
+    from evomerge.reporting.live import SearchView
+    from evomerge.search import resume as continue_run
+
+    with SearchView(console) as view:
+        history = continue_run(run, view.update, evaluations=evaluations)
+    _conclude(history, run)
+
+
+@app.command()
+def status(run: RunPath, as_json: AsJson = False) -> None:
+    """Where a run stands; safe while it goes on."""
+    from evomerge.reporting.terminal import status_rows, status_table
+
+    rows = status_rows(read_history(run))
+    if as_json:
+        _print_json(rows)
+    else:
+        console.print(status_table(rows))
+
+
+@app.command()
+def front(run: RunPath, prefer: Prefer = None, as_json: AsJson = False) -> None:
+    """The Pareto front, with the knee or the trial that suits a preference."""
+    from evomerge.reporting.rows import title_of
+    from evomerge.reporting.terminal import (
+        baseline_rows,
+        baseline_table,
+        front_rows,
+        front_table,
+        pick,
+    )
+
+    history = read_history(run)
+    preference = None if prefer is None else parse_preference(prefer)
+    picked = pick(history, preference)
+    rows = front_rows(history)
+    if as_json:
+        _print_json({"front": rows, "picked": picked.name, "baselines": baseline_rows(history)})
+        return
+    console.print(front_table(rows, history.objectives))
+    console.print(baseline_table(baseline_rows(history), history.objectives))
+    why = "knee" if prefer is None else f"preferred by {prefer}"
+    console.print(Text.assemble(f"{why}: ", (title_of(picked), "bold")))
+
+
+@app.command()
+def report(
+    run: RunPath,
+    page: Annotated[Path | None, typer.Option(help="HTML file; default: in the run.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG file; default: in the run.")] = None,
+) -> None:
+    """Write the self-contained web page and the picture of a run."""
+    written = write_report(run, page=page, picture=picture)
+    for path in written:
+        console.print(Text.assemble("wrote ", (str(path), "bold")))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    trial: Annotated[
+        str | None, typer.Argument(help="Trial to export; default: the knee, or by --prefer.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Model folder to create.")] = Path("merged"),
+    prefer: Prefer = None,
+    max_shard_bytes: Annotated[int, typer.Option(min=1)] = 5_000_000_000,
+    verify: Annotated[bool, typer.Option(help="Load it back and compare scores.")] = True,
+) -> None:
+    """Write a trial as a model folder that `from_pretrained` loads, and re-score it."""
+    from evomerge.export import export as write_export
+    from evomerge.reporting.terminal import pick
+
+    if trial is not None and prefer is not None:
+        raise ConfigError("an export is named or preferred, but both were given: drop one of them")
+    if trial is None:
+        preference = None if prefer is None else parse_preference(prefer)
+        trial = pick(read_history(run), preference).name
+    done = write_export(run, trial, folder, max_shard_bytes=max_shard_bytes, verify=verify)
+    console.print(Text.assemble("wrote ", (str(done.folder), "bold"), f" (trial {trial})"))
+    if done.rescored is not None:
+        scores = ", ".join(f"{name} {e.score:.4f}" for name, e in done.rescored.items())
+        console.print(f"loaded back, it scores as journaled: {scores}")
+
+
+def parse_preference(text: str) -> dict[str, float]:
+    """`math=2,code=1` as weights.
+
+    Raises:
+        ConfigError: when it has another form.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            weights[name.strip()] = float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"a preference has the form math=2,code=1, but got {text!r}"
+            ) from error
+    return weights
+
+
+def write_report(
+    run: Path, *, page: Path | None = None, picture: Path | None = None
+) -> Sequence[Path]:
+    """Write page and picture of a run; by default into its `views/`."""
+    from evomerge.reporting.page import write_page
+    from evomerge.reporting.plots import front_png
+    from evomerge.run_folder import RunFolder
+    from evomerge.session import bind_space
+
+    folder = RunFolder(run)
+    history = read_history(run)
+    space = bind_space(folder.read_config(), history.started.groups)
+    return [
+        write_page(history, space.decode, page or folder.views / "report.html"),
+        front_png(history, picture or folder.views / "front.png"),
+    ]
+
+
+def _conclude(history: History, run: Path) -> None:
+    from evomerge.reporting.terminal import (
+        baseline_rows,
+        baseline_table,
+        front_rows,
+        front_table,
+    )
+
+    console.print(front_table(front_rows(history), history.objectives))
+    console.print(baseline_table(baseline_rows(history), history.objectives))
+    for note in history.notes:
+        if note.startswith("warning"):
+            console.print(Text(note, style="yellow"))
+    console.print(f"next: evomerge report {run}, evomerge export {run}", markup=False)
+
+
+def _print_json(plain: Any) -> None:
+    typer.echo(json.dumps(plain, indent=1, allow_nan=False))

@@ -1,0 +1,56 @@
+"""Fixtures of all tests: an offline world, a cache of its own, a tiny real zoo."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports transformers, datasets or torch.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Banks and digests of tests stay out of the user's cache, also in child processes."""
+    os.environ["EVOMERGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo(tmp_path_factory: pytest.TempPathFactory):
+    """A real base, two experts, an adapter and their tasks, trained in seconds."""
+    from evomerge.demo.zoo import TINY_RECIPE, build_zoo
+
+    return build_zoo(tmp_path_factory.mktemp("zoo") / "tiny", TINY_RECIPE, progress=False)
+
+
+@pytest.fixture
+def write_config(tiny_zoo, tmp_path: Path):
+    """A function that writes a configuration over the tiny zoo; keywords are added as YAML."""
+    import yaml
+
+    def write(name: str = "config.yaml", **changes: object) -> Path:
+        plain = {
+            "base": str(tiny_zoo.base),
+            "experts": {n: str(p) for n, p in {**tiny_zoo.experts, **tiny_zoo.adapters}.items()},
+            "objectives": [
+                {
+                    "name": skill,
+                    "lm_eval": str(task),
+                    "metric": tiny_zoo.metrics[skill],
+                    "items": 20,
+                    "held_out": 30,
+                }
+                for skill, task in tiny_zoo.tasks.items()
+            ],
+            "budget": {"evaluations": 12},
+            "workers": {"threads": 1},
+            "seed": 3,
+        }
+        plain |= changes
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({k: v for k, v in plain.items() if v is not None}))
+        return path
+
+    return write
