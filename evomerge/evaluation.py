@@ -21,7 +21,6 @@ from evomerge.datatypes import (
     ItemFacts,
     Job,
     Knob,
-    Objective,
     Recipe,
     Spec,
     Split,
@@ -184,11 +183,10 @@ class Worker:
         )
         device = choose_device(setup.device)
         model, tokenizer = load_live_model(
-            models.base.path, device, trust_remote_code=setup.models.trust_remote_code
+            models.base, device, trust_remote_code=setup.models.trust_remote_code
         )
-        self._materializer: Materializer = Materializer(
-            models.base, bank, models.experts, models.anatomy, model
-        )
+        self._materializer = Materializer(models.base, bank, models.anatomy, model)
+        self._model = model
         for fitness in self._fitness:
             fitness.bind(model, tokenizer)
         self.facts = WorkerFacts(
@@ -197,7 +195,8 @@ class Worker:
             objectives=tuple(o for fitness in self._fitness for o in fitness.objectives),
             items=tuple(facts for pair in items for facts in pair),
             model_bytes=models.base.n_bytes,
-            warnings=(*models.warnings, *bank.warnings),
+            norms=bank.norms,
+            warnings=models.warnings,
         )
 
     @staticmethod
@@ -218,8 +217,9 @@ class Worker:
         except MemoryError as error:
             failure = Failure("out_of_memory", _describe(error))
         except Exception as error:  # noqa: BLE001 - costs this candidate, never the run
-            kind = "out_of_memory" if _is_out_of_memory(error) else "error"
-            failure = Failure(kind, _describe(error))
+            failure = Failure(
+                "out_of_memory" if _is_out_of_memory(error) else "error", _describe(error)
+            )
         seconds["total"] = time.perf_counter() - started
         evaluation = Evaluation(job.key, {} if failure is not None else responses, seconds, failure)
         if self._spool is not None:
@@ -244,7 +244,7 @@ class Worker:
     def materialize(self, recipe: Recipe) -> "nn.Module":
         """Write a recipe into the live model and return that model (it stays the worker's)."""
         self._materializer.write(recipe)
-        return self._materializer.model
+        return self._model
 
 
 def choose_device(name: str) -> str:
@@ -257,26 +257,31 @@ def choose_device(name: str) -> str:
 
 
 def load_live_model(
-    folder: Path, device: str, *, trust_remote_code: bool = False
-) -> tuple["nn.Module", "PreTrainedTokenizerBase"]:
-    """The one model whose weights candidates are written into, and its tokenizer.
+    base: "Checkpoint", device: str, *, trust_remote_code: bool = False
+) -> "tuple[nn.Module, PreTrainedTokenizerBase | None]":
+    """The one model whose weights candidates are written into, and its tokenizer if it has one.
+
+    The class is that of the checkpoint's architecture, so that any kind of model can be merged.
 
     Raises:
-        TaskError: when the base has no tokenizer.
+        TaskError: when there are tokenizer files that do not load.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", trust_remote_code=trust_remote_code
+    model_class = base.model_class or AutoModelForCausalLM
+    model = model_class.from_pretrained(
+        base.path, dtype="auto", trust_remote_code=trust_remote_code
     )
     model.requires_grad_(False)
     model.eval().to(device)
+    if base.tokenizer_digest is None:
+        return model, None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise TaskError(
-            f"the base needs a tokenizer, but {folder} holds none that loads "
-            f"({_describe(error)}): save it into the folder"
+            f"the base's tokenizer must load, but that in {base.path} does not "
+            f"({_describe(error)}): save it again with save_pretrained"
         ) from error
     return model, tokenizer
 
@@ -314,8 +319,3 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _describe(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
-def objectives_of(fitness: Sequence[Spec]) -> tuple[Objective, ...]:
-    """The objectives of fitness specs, in the order in which a worker answers them."""
-    return tuple(objective for spec in fitness for objective in spec.arguments["objectives"])

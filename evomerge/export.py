@@ -56,7 +56,6 @@ def export(
         CheckpointError: when the folder cannot be written.
     """
     from evomerge.checkpoints.writing import write_model
-    from evomerge.merging.bank import Bank
     from evomerge.merging.materialize import merged_tensors
 
     history = read_history(run)
@@ -70,19 +69,10 @@ def export(
             "restore them"
         )
     recipe = history.recipe(trial, bind_space(config, models.anatomy.groups).decode)
-    bank = Bank.open_or_build(
-        Path(setup.cache),
-        models.base,
-        models.experts,
-        models.anatomy,
-        setup.operator,
-        setup.prepare,
-        setup.seed,
-    )
     write_model(
         folder,
         models.base,
-        merged_tensors(models.base, bank, models.experts, models.anatomy, recipe),
+        merged_tensors(models.base, models.experts, models.anatomy, recipe),
         card=model_card(history, trial, recipe, config),
         max_shard_bytes=max_shard_bytes,
         extra_files={RECIPE_FILE: json.dumps(recipe.to_json(), indent=1) + "\n"},
@@ -115,10 +105,13 @@ def rescore(folder: Path, config: Config) -> dict[str, Estimate]:
     """What a model folder scores on the search items of a configuration."""
     import torch
 
+    from evomerge.checkpoints.reading import Checkpoint
+
     setup = worker_setup(config)
     torch.set_num_threads(setup.threads)
+    checkpoint = Checkpoint.open(folder, trust_remote_code=config.trust_remote_code)
     model, tokenizer = load_live_model(
-        folder, choose_device(setup.device), trust_remote_code=config.trust_remote_code
+        checkpoint, choose_device(setup.device), trust_remote_code=config.trust_remote_code
     )
     estimator: Estimator = loading.build(Spec(MEAN_ESTIMATOR))
     estimates: dict[str, Estimate] = {}

@@ -1,0 +1,171 @@
+"""What is merged into the base: full fine-tunes and adapters behind one promise."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+
+from evomerge.checkpoints.adapters import Adapter
+from evomerge.checkpoints.compatibility import (
+    check_architecture,
+    check_finite,
+    check_tensors,
+    check_tokenizer,
+    identity_warning,
+    setting_warnings,
+)
+from evomerge.checkpoints.hub import local_folder
+from evomerge.checkpoints.reading import Checkpoint
+from evomerge.checkpoints.vocabulary import read_chat_template, read_vocabulary
+
+
+class Expert(Protocol):
+    """A change of the base; `FullExpert` and `Adapter` keep this promise."""
+
+    @property
+    def name(self) -> str:
+        """The user's name for it."""
+
+    @property
+    def path(self) -> Path:
+        """Its absolute folder."""
+
+    @property
+    def digest(self) -> str:
+        """Content address; computing it refuses non-finite weights."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know, a sentence each."""
+
+    def delta(self, name: str) -> torch.Tensor | None:
+        """The change of the base's weight `name` in fp32, same shape, or None if there is none."""
+
+
+class FullExpert:
+    """A fine-tuned checkpoint beside the base it came from."""
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        base: Checkpoint,
+        mapping: Mapping[str, str],
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.base = base
+        self.warnings = warnings
+        self._mapping = mapping
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        checkpoint: Checkpoint,
+        base: Checkpoint,
+        *,
+        allow_tokenizer_mismatch: bool = False,
+    ) -> Self:
+        """Compare with the base.
+
+        Raises:
+            IncompatibleError: Architectures, tensors, shapes or tokenizers do not agree.
+        """
+        check_architecture(name, checkpoint, base)
+        mapping, warnings = check_tensors(name, checkpoint, base)
+        warnings += check_tokenizer(
+            name,
+            checkpoint.path,
+            checkpoint.vocabulary,
+            checkpoint.chat_template,
+            base,
+            allow_mismatch=allow_tokenizer_mismatch,
+        )
+        warnings += setting_warnings(name, checkpoint, base)
+        identical = identity_warning(name, checkpoint, base, mapping)
+        if identical:
+            warnings.append(identical)
+        return cls(name, checkpoint, base, mapping, tuple(warnings))
+
+    @property
+    def path(self) -> Path:
+        """The expert's absolute folder."""
+        return self.checkpoint.path
+
+    @property
+    def digest(self) -> str:
+        """The checkpoint's digest.
+
+        Raises:
+            CheckpointError: A weight is NaN or infinite.
+        """
+        return self.checkpoint.digest
+
+    def delta(self, name: str) -> torch.Tensor | None:
+        """Expert minus base in fp32, in the base's shape; None if equal or lacking.
+
+        Vocabulary rows that only one of both has are zero.
+
+        Raises:
+            CheckpointError: A weight is NaN or infinite.
+        """
+        theirs = self._mapping.get(name)
+        if theirs is None:
+            return None
+        base, expert = self.base.read(name), self.checkpoint.read(theirs)
+        n = min(len(base), len(expert)) if base.dim() else None
+        shared = base if base.shape == expert.shape else base[:n]
+        merged = expert if base.shape == expert.shape else expert[:n]
+        if shared.dtype == merged.dtype and torch.equal(shared, merged):
+            return None
+        difference = merged.to(torch.float32) - shared.to(torch.float32)
+        check_finite(expert, f"{theirs} in {self.checkpoint.path}")
+        check_finite(base, f"{name} in {self.base.path}")
+        if difference.shape == base.shape:
+            return difference
+        padded = torch.zeros(base.shape, dtype=torch.float32)
+        padded[:n] = difference
+        return padded
+
+
+def open_expert(
+    name: str,
+    path: str | Path,
+    base: Checkpoint,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    allow_tokenizer_mismatch: bool = False,
+) -> Expert:
+    """Open an adapter (a folder with `adapter_config.json`) or a full model and compare it.
+
+    Raises:
+        CheckpointError: The folder cannot be read.
+        IncompatibleError: It cannot be merged with the base.
+    """
+    folder = local_folder(
+        path, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    if (folder / "adapter_config.json").is_file():
+        adapter = Adapter.open(folder, base, name=name, allow_pickle=allow_pickle)
+        vocabulary = read_vocabulary(folder)
+        if vocabulary is not None:
+            adapter.warnings += tuple(
+                check_tokenizer(
+                    name,
+                    folder,
+                    vocabulary,
+                    read_chat_template(folder),
+                    base,
+                    allow_mismatch=allow_tokenizer_mismatch,
+                )
+            )
+        return adapter
+    checkpoint = Checkpoint.open(
+        folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    return FullExpert.of(name, checkpoint, base, allow_tokenizer_mismatch=allow_tokenizer_mismatch)

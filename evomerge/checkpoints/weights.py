@@ -1,0 +1,192 @@
+"""Weight files as they lie in a folder: names, shapes and dtypes first, bytes on demand."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from evomerge.errors import CheckpointError
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "BOOL": "bool",
+}
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """What is known of a tensor without its values; `dtype` as torch spells it: "bfloat16"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers it holds."""
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes it takes."""
+        return self.n_parameters * int(getattr(torch, self.dtype).itemsize)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Opened weight files; every name is the file's own."""
+
+    files: tuple[Path, ...]
+    facts: Mapping[str, TensorFacts]
+    sources: Mapping[str, Callable[[str], torch.Tensor]]
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor on the CPU, backed by the memory-mapped file."""
+        return self.sources[name](name)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a model folder.
+
+    Raises:
+        CheckpointError: The file is missing, torn or holds something else.
+    """
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"a model folder must hold {file.name}, but {file.parent} does not: "
+            "give the folder that save_pretrained wrote"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file.name} must be readable JSON, but {file} is not ({error}): copy or download it "
+            "again"
+        ) from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(
+            f"{file.name} must be a JSON object, but {file} is not: copy or download it again"
+        )
+    return plain
+
+
+def open_weights(folder: Path, stem: str = "model", *, allow_pickle: bool = False) -> Weights:
+    """Open `stem`.safetensors or its shards; pickled weights only when allowed.
+
+    Raises:
+        CheckpointError: Files are missing, truncated, or only pickled ones are there.
+    """
+    files = _files(folder, f"{stem}.safetensors")
+    if files:
+        return _open_safetensors(files)
+    pickled = "pytorch_model.bin" if stem == "model" else f"{stem}.bin"
+    files = _files(folder, pickled)
+    if not files:
+        raise CheckpointError(
+            f"a model folder must hold {stem}.safetensors or {stem}.safetensors.index.json, but "
+            f"{folder} holds neither: give the folder that save_pretrained wrote"
+        )
+    if not allow_pickle:
+        raise CheckpointError(
+            f"weights must be safetensors, because pickled files can run code, but {folder} holds "
+            f"only {files[0].name}: convert it, or set `allow_pickle: true` if you trust its author"
+        )
+    return _open_pickled(files)
+
+
+def _files(folder: Path, single: str) -> tuple[Path, ...]:
+    """The single file or the shards its index names; empty if there are neither."""
+    if (folder / single).is_file():
+        return (folder / single,)
+    index_file = folder / f"{single}.index.json"
+    if not index_file.is_file():
+        return ()
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"a shard index must have a weight_map, but {index_file} has none: "
+            "copy or download the model again"
+        )
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"shards must lie beside their index, but {index_file} names {name}: "
+                "do not use this model"
+            )
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"every shard that the index names must be there, but {name} is missing in "
+                f"{folder}: copy or download the model again"
+            )
+    return tuple(folder / name for name in names)
+
+
+def _open_safetensors(files: tuple[Path, ...]) -> Weights:
+    facts: dict[str, TensorFacts] = {}
+    sources: dict[str, Callable[[str], torch.Tensor]] = {}
+    for file in files:
+        try:
+            handle: Any = safetensors.safe_open(str(file), framework="pt")
+            for name in handle.keys():  # noqa: SIM118 (not a mapping)
+                view = handle.get_slice(name)
+                dtype = str(view.get_dtype())
+                facts[name] = TensorFacts(
+                    name, tuple(view.get_shape()), _DTYPES.get(dtype, dtype.lower())
+                )
+                sources[name] = handle.get_tensor
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"a safetensors file must be complete, but {file} ({file.stat().st_size} bytes) is "
+                f"not ({error}): copy or download it again"
+            ) from error
+    return Weights(files, facts, sources)
+
+
+def _open_pickled(files: tuple[Path, ...]) -> Weights:
+    facts: dict[str, TensorFacts] = {}
+    sources: dict[str, Callable[[str], torch.Tensor]] = {}
+    for file in files:
+        try:
+            # Files from before torch 1.6 are no zip archives and cannot be memory-mapped.
+            state: dict[str, Any] = torch.load(
+                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+            )
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+            raise CheckpointError(
+                f"pickled weights must be a complete file of tensors only, but {file} is not "
+                f"({type(error).__name__}): copy or download it again, or convert it to safetensors"
+            ) from error
+        tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+        facts.update(facts_of(tensors))
+        sources.update(dict.fromkeys(tensors, tensors.__getitem__))
+    return Weights(files, facts, sources)
+
+
+def facts_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorFacts]:
+    """The facts of tensors in memory."""
+    return {
+        name: TensorFacts(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+    }

@@ -1,0 +1,51 @@
+"""Fitness functions of a user that misbehave on purpose; importable by workers."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def weight_norm(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[float]:
+    """A number that depends on the weights, different per item."""
+    total = float(sum(p.detach().double().abs().sum() for p in model.parameters()))
+    return [total * (1.0 + item["x"]) for item in items]
+
+
+def constant(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[float]:
+    return [1.0 for _ in items]
+
+
+def _calls(counter: str) -> int:
+    """How often this was called in all processes together, this time included."""
+    path = Path(counter)
+    with path.open("a") as file:
+        file.write("x")
+    return len(path.read_text())
+
+
+def misbehave(
+    model: Any,
+    tokenizer: Any,
+    items: list[dict[str, Any]],
+    *,
+    how: str,
+    when: list[int],
+    counter: str,
+) -> list[float]:
+    """As `weight_norm`, but the calls listed in `when` (from 1) go wrong; empty: all do."""
+    call = _calls(counter)
+    if not when or call in when:
+        match how:
+            case "nan":
+                return [float("nan")] * len(items)
+            case "raise":
+                raise RuntimeError("the user's own bug")
+            case "memory":
+                raise MemoryError("no more room")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(3600)
+    return weight_norm(model, tokenizer, items)
