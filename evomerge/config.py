@@ -88,11 +88,6 @@ class ObjectiveConfig(_Section):
                 "an objective has exactly one of lm_eval, python and fitness, "
                 f"but {self.name!r} has {' and '.join(sources) or 'none'}"
             )
-        if self.lm_eval is not None and self.metric is None:
-            raise ValueError(
-                f"an lm_eval objective names its metric, but {self.name!r} does not: "
-                "add for example `metric: acc`"
-            )
         return self
 
     @property

@@ -3,10 +3,11 @@
 The one place with a broad `except`: whatever a candidate does wrong costs that candidate only.
 """
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -269,9 +270,10 @@ def load_live_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model_class = base.model_class or AutoModelForCausalLM
-    model = model_class.from_pretrained(
-        base.path, dtype="auto", trust_remote_code=trust_remote_code
-    )
+    with _without_progress_bars():
+        model = model_class.from_pretrained(
+            base.path, dtype="auto", trust_remote_code=trust_remote_code
+        )
     model.requires_grad_(False)
     model.eval().to(device)
     if base.tokenizer_digest is None:
@@ -284,6 +286,20 @@ def load_live_model(
             f"({_describe(error)}): save it again with save_pretrained"
         ) from error
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Transformers draws one per model loaded, across our own display."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _refuse_overlap(items: Sequence[tuple[ItemFacts, ItemFacts]]) -> None:

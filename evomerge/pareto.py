@@ -139,6 +139,40 @@ def prefer(losses: ArrayLike, weights: Sequence[float]) -> int:
     return int(rows[_first_smallest((w * z).max(axis=1) + AUGMENTATION * z.sum(axis=1))])
 
 
+def spread(losses: ArrayLike, n_points: int) -> list[int]:
+    """Choose points that stand for a whole front: the best per objective, then the farthest.
+
+    The best in sum comes first, then the best of each objective, then always the point that is
+    farthest from those chosen already (Gonzalez 1985), on losses normalised to [0, 1].
+
+    Args:
+        losses: `(n_points, n_objectives)` losses; no points are allowed.
+        n_points: how many to choose at most.
+
+    Returns:
+        Row numbers, in the order of choice; all rows if there are no more than `n_points`.
+
+    Raises:
+        ValueError: `losses` is not a matrix or not finite.
+    """
+    points = _checked(losses)
+    if len(points) <= n_points:
+        return list(range(len(points)))
+    if n_points <= 0:
+        return []
+    z = _scaled(points)
+    first = [_first_smallest(z.sum(axis=1)), *(_first_smallest(column) for column in z.T)]
+    chosen = list(dict.fromkeys(first))[:n_points]
+    gaps = np.linalg.norm(z[:, None] - z[chosen][None], axis=2).min(axis=1)
+    gaps[chosen] = -1.0  # also among equal points, none is chosen twice
+    while len(chosen) < n_points:
+        farthest = int(np.argmax(gaps))
+        chosen.append(farthest)
+        gaps = np.minimum(gaps, np.linalg.norm(z - z[farthest], axis=1))
+        gaps[chosen] = -1.0
+    return chosen
+
+
 def reference_point(losses: ArrayLike) -> FloatArray:
     """Place the reference of a run's hypervolume from the losses of its baselines.
 
@@ -179,11 +213,15 @@ def _normalised_front(losses: ArrayLike) -> tuple[NDArray[np.intp], FloatArray]:
     """Row numbers of the front and its losses scaled to [0, 1], constant objectives to 0."""
     points = _checked(losses, at_least_one=True)
     rows = np.flatnonzero(non_dominated(points))
-    front = points[rows]
+    return rows, _scaled(points[rows])
+
+
+def _scaled(points: FloatArray) -> FloatArray:
+    """Losses scaled to [0, 1] over the points; constant objectives to 0."""
     # halves: the difference of two huge losses must not overflow
-    low, half_range = front.min(axis=0), front.max(axis=0) / 2 - front.min(axis=0) / 2
+    low, half_range = points.min(axis=0), points.max(axis=0) / 2 - points.min(axis=0) / 2
     scale = np.where(half_range > 0, half_range, 1.0)
-    return rows, (front / 2 - low / 2) / scale
+    return np.asarray((points / 2 - low / 2) / scale)
 
 
 def _first_smallest(values: FloatArray) -> int:

@@ -4,7 +4,7 @@ import difflib
 import importlib.metadata
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -86,8 +86,11 @@ class Session:
             budget=config.budget.evaluations if started is None else started.budget,
         )
         self.sampler_target, self.sampler_reason = choose_sampler(config.sampler.name, self.problem)
+        options = dict(config.sampler.options)
+        if isinstance(options.get("weights"), dict):
+            options["weights"] = self._in_order(options["weights"])
         self.sampler: Sampler = loading.build(
-            Spec(self.sampler_target, config.sampler.options), self.problem, seed=config.seed
+            Spec(self.sampler_target, options), self.problem, seed=config.seed
         )
         self.estimator: Estimator = loading.build(Spec(MEAN_ESTIMATOR))
         self.baselines: dict[str, Recipe] = baselines(
@@ -103,6 +106,16 @@ class Session:
         except BaseException:
             self.close()
             raise
+
+    def _in_order(self, weights: Mapping[str, float]) -> list[float]:
+        """Weights by objective in the order of the losses: samplers know no names."""
+        names = [objective.name for objective in self.objectives]
+        if set(weights) != set(names):
+            raise ConfigError(
+                f"sampler.weights has one weight for each objective ({', '.join(names)}), "
+                f"but names {', '.join(weights)}"
+            )
+        return [weights[name] for name in names]
 
     def started_event(self) -> Event:
         """The first line of a new run's journal."""

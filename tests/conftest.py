@@ -38,7 +38,6 @@ def write_config(tiny_zoo, tmp_path: Path):
                 {
                     "name": skill,
                     "lm_eval": str(task),
-                    "metric": tiny_zoo.metrics[skill],
                     "items": 20,
                     "held_out": 30,
                 }
@@ -54,3 +53,25 @@ def write_config(tiny_zoo, tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture
+def python_objective(tmp_path: Path):
+    """A function that makes an objective of a callable in `tests.support.sabotage`."""
+    import json
+
+    for split, numbers in {"search": range(4), "held_out": range(10, 14)}.items():
+        lines = "".join(json.dumps({"x": float(n)}) + "\n" for n in numbers)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+
+    def objective(function: str, **arguments: object) -> dict[str, object]:
+        options = {"options": {"arguments": arguments}} if arguments else {}
+        return {
+            "name": function,
+            "python": f"tests.support.sabotage:{function}",
+            "items": str(tmp_path / "search.jsonl"),
+            "held_out": str(tmp_path / "held_out.jsonl"),
+            **options,
+        }
+
+    return objective

@@ -1,1 +1,18 @@
 """Search algorithms behind one ask/tell contract, one file each."""
+
+from evomerge.datatypes import Problem
+
+SAMPLERS: dict[str, str] = {
+    "sobol": "evomerge.samplers.sobol:SobolSampler",
+    "uniform": "evomerge.samplers.uniform:UniformSampler",
+    "cma_es": "evomerge.samplers.cma_es:CmaEsSampler",
+    "nsga2": "evomerge.samplers.nsga2:Nsga2Sampler",
+}
+"""Short name -> import path of every sampler that comes with evomerge."""
+
+
+def auto(problem: Problem) -> tuple[str, str]:
+    """Choose a sampler: `(short name, reason)`."""
+    if problem.n_objectives == 1:
+        return "cma_es", "one objective: CMA-ES adapts its steps to the problem"
+    return "nsga2", f"{problem.n_objectives} objectives: NSGA-II spreads over the Pareto front"

@@ -53,7 +53,6 @@ def configure(evaluations: int, items: int) -> Config:
             {
                 "name": name,
                 "lm_eval": str(zoo.tasks[name]),
-                "metric": zoo.metrics[name],
                 "items": items,
                 "held_out": items,
             }

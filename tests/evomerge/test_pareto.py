@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from evomerge.datatypes import FloatArray
 from evomerge.errors import ConfigError
-from evomerge.pareto import hypervolume, knee, non_dominated, prefer, reference_point
+from evomerge.pareto import hypervolume, knee, non_dominated, prefer, reference_point, spread
 
 ADAMERGING = Path(__file__).parents[1] / "data" / "adamerging_vit_b32_taskwise.npz"
 
@@ -227,3 +227,16 @@ def test_importing_pareto_is_cheap() -> None:
         "assert not {'moocore', 'pymoo', 'scipy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_spread_takes_the_best_of_each_objective_and_then_the_gaps():
+    t = np.linspace(0.0, 1.0, 101)
+    losses = np.column_stack([t, (1.0 - t) ** 2])
+    chosen = spread(losses, 5)
+    assert chosen[0] == int(np.argmin(losses.sum(axis=1)))
+    assert {0, 100} <= set(chosen)
+    assert len(set(chosen)) == 5
+    assert spread(losses, 200) == list(range(101))
+    assert spread(losses, 0) == []
+    assert spread(np.zeros((3, 2)), 2) in ([0, 1], [0, 2])
+    assert spread(np.zeros((0, 2)), 2) == []

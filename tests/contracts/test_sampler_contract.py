@@ -1,0 +1,333 @@
+"""What every sampler promises, whatever its algorithm."""
+
+import itertools
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.datatypes import Candidate, Dimension, Problem
+from evomerge.errors import ConfigError
+from evomerge.loading import resolve
+from evomerge.pareto import hypervolume
+from evomerge.samplers import SAMPLERS, auto
+
+Loss = Callable[[Candidate], Sequence[float] | None]
+
+GENERATIONAL = ("cma_es", "nsga2")
+
+
+def problem_of(n_real: int, n_binary: int, n_objectives: int, budget: int = 120) -> Problem:
+    dimensions = [Dimension(f"x{i}") for i in range(n_real)]
+    dimensions += [Dimension(f"bit {i}", kind="binary") for i in range(n_binary)]
+    return Problem(
+        dimensions=tuple(dimensions),
+        n_objectives=n_objectives,
+        anchors=tuple((c,) * n_real + (1.0,) * n_binary for c in (0.41, 0.3, 0.35)),
+        budget=budget,
+    )
+
+
+PROBLEMS = {
+    "1 real, 1 objective": problem_of(1, 0, 1),
+    "2 real, 2 objectives": problem_of(2, 0, 2),
+    "24 real, 3 objectives": problem_of(24, 0, 3),
+    "64 real, 1 objective": problem_of(64, 0, 1),
+    "6 real and 8 binary, 2 objectives": problem_of(6, 8, 2),
+    "12 binary, 1 objective": problem_of(0, 12, 1),
+    "2 binary, 6 objectives": problem_of(0, 2, 6),
+}
+
+
+def build(name: str, problem: Problem, seed: int = 7) -> Any:
+    weights = {"weights": [1.0] * problem.n_objectives} if name == "cma_es" else {}
+    return resolve(SAMPLERS[name])(problem, seed=seed, **weights)
+
+
+def spheres(problem: Problem) -> Loss:
+    """Squared distances to one target per objective; they conflict."""
+    targets = np.random.default_rng(5).uniform(
+        0.3, 0.7, (problem.n_objectives, len(problem.dimensions))
+    )
+    binary = np.array([dimension.kind == "binary" for dimension in problem.dimensions])
+
+    def loss(candidate: Candidate) -> list[float]:
+        u = np.array(candidate.u)
+        decoded = np.where(binary, u >= 0.5, u)
+        wanted = np.where(binary, targets >= 0.5, targets)
+        return [float(value) for value in ((decoded - wanted) ** 2).mean(axis=1)]
+
+    return loss
+
+
+def drive(
+    sampler: Any,
+    n: int,
+    loss: Loss,
+    order: Callable[[list[Candidate]], list[Candidate]] = list,
+    at_most_pending: int = 10_000,
+) -> list[Candidate]:
+    """Ask n candidates, telling all that are pending whenever the sampler waits."""
+    asked: list[Candidate] = []
+    pending: list[Candidate] = []
+    while len(asked) < n:
+        candidate = sampler.ask() if len(pending) < at_most_pending else None
+        if candidate is None:
+            assert pending, "a sampler may only wait for something"
+            for done in order(pending):
+                sampler.tell(done, loss(done))
+            pending = []
+        else:
+            asked.append(candidate)
+            pending.append(candidate)
+    return asked
+
+
+@pytest.fixture(params=sorted(SAMPLERS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=list(PROBLEMS))
+def problem(request: pytest.FixtureRequest) -> Problem:
+    return PROBLEMS[request.param]
+
+
+def test_points_lie_in_the_unit_cube_and_ids_count_from_zero(name: str, problem: Problem) -> None:
+    asked = drive(build(name, problem), 90, spheres(problem))
+    assert [candidate.id for candidate in asked] == list(range(90))
+    generations = [candidate.generation for candidate in asked]
+    assert generations[0] == 0
+    assert all(later - earlier in (0, 1) for earlier, later in itertools.pairwise(generations))
+    for candidate in asked:
+        assert len(candidate.u) == len(problem.dimensions)
+        for u, dimension in zip(candidate.u, problem.dimensions, strict=True):
+            assert type(u) is float
+            assert 0.0 <= u <= 1.0
+            assert dimension.kind == "real" or u in (0.0, 1.0)
+
+
+def test_the_first_candidates_are_the_anchors(name: str, problem: Problem) -> None:
+    asked = drive(build(name, problem), 3, spheres(problem))
+    assert asked[0].u == problem.anchors[0]
+    distinct = tuple(dict.fromkeys(problem.anchors))
+    assert tuple(c.u for c in asked[: len(distinct)]) == distinct
+
+
+def test_the_same_seed_and_calls_give_the_same_candidates(name: str, problem: Problem) -> None:
+    loss = spheres(problem)
+    assert drive(build(name, problem), 90, loss) == drive(build(name, problem), 90, loss)
+
+
+def test_another_seed_gives_other_candidates(name: str) -> None:
+    problem = PROBLEMS["24 real, 3 objectives"]
+    loss = spheres(problem)
+    first, second = (drive(build(name, problem, seed), 40, loss) for seed in (1, 2))
+    assert [c.u for c in first[10:]] != [c.u for c in second[10:]]
+
+
+def test_order_of_tells_does_not_matter(name: str, problem: Problem) -> None:
+    loss = spheres(problem)
+    shuffled = random.Random(3)
+    expected = drive(build(name, problem), 90, loss)
+    assert drive(build(name, problem), 90, loss, lambda p: p[::-1]) == expected
+    assert drive(build(name, problem), 90, loss, lambda p: shuffled.sample(p, len(p))) == expected
+
+
+def test_number_of_workers_does_not_matter(name: str, problem: Problem) -> None:
+    loss = spheres(problem)
+    expected = drive(build(name, problem), 60, loss)
+    for n_workers in (1, 3):
+        assert drive(build(name, problem), 60, loss, at_most_pending=n_workers) == expected
+
+
+def test_another_process_on_another_processor_asks_the_same(name: str) -> None:
+    """The digest of a run, made here and in a fresh interpreter with another hash seed.
+
+    A run may be resumed on another node of a cluster: linear algebra takes the code path of an old
+    processor, and numpy (whose sorts break ties differently then) that of the oldest.
+    """
+    from numpy._core._multiarray_umath import __cpu_dispatch__
+
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_sampler_contract as contract\n"
+        "print(contract.digest_of_runs(sys.argv[2]))\n"
+    )
+    here = __file__.rpartition("/")[0]
+    result = subprocess.run(
+        [sys.executable, "-c", code, here, name],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            "PYTHONHASHSEED": "1",
+            "PATH": "",
+            "OPENBLAS_CORETYPE": "Nehalem",
+            "NPY_DISABLE_CPU_FEATURES": " ".join(__cpu_dispatch__),
+        },
+    )
+    assert result.stdout.strip() == digest_of_runs(name)  # nothing else is printed either
+
+
+def digest_of_runs(name: str) -> str:
+    from evomerge.datatypes import digest_of
+
+    runs = [drive(build(name, p), 60, spheres(p)) for p in PROBLEMS.values()]
+    return digest_of([[candidate.u for candidate in run] for run in runs])
+
+
+@pytest.mark.parametrize("n_before", [1, 2, 13, 37, 50])
+def test_a_replayed_prefix_continues_the_same(name: str, n_before: int) -> None:
+    problem = PROBLEMS["6 real and 8 binary, 2 objectives"]
+    loss = spheres(problem)
+    whole = drive(build(name, problem), 80, loss)
+    resumed = build(name, problem)
+    assert drive(resumed, n_before, loss, at_most_pending=1) == whole[:n_before]
+    resumed.tell(whole[n_before - 1], loss(whole[n_before - 1]))
+    assert drive(resumed, 80 - n_before, loss, at_most_pending=1) == whole[n_before:]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_failed_candidates_are_survived(name: str, problem: Problem, share: float) -> None:
+    loss, rng = spheres(problem), np.random.default_rng(1)
+    fails = rng.random(200) < share
+
+    def sometimes(candidate: Candidate) -> Sequence[float] | None:
+        return None if fails[candidate.id] else loss(candidate)
+
+    asked = drive(build(name, problem), 120, sometimes)
+    assert np.isfinite([candidate.u for candidate in asked]).all()
+
+
+@pytest.mark.parametrize("failed_generations", [{0}, {1}, {0, 1, 2, 3}, set(range(1000))])
+def test_generations_without_any_success_are_survived(
+    name: str, problem: Problem, failed_generations: set[int]
+) -> None:
+    loss = spheres(problem)
+
+    def sometimes(candidate: Candidate) -> Sequence[float] | None:
+        return None if candidate.generation in failed_generations else loss(candidate)
+
+    asked = drive(build(name, problem), 120, sometimes)
+    assert np.isfinite([candidate.u for candidate in asked]).all()
+
+
+def test_losses_that_never_differ_are_survived(name: str, problem: Problem) -> None:
+    asked = drive(build(name, problem), 300, lambda _: [0.25] * problem.n_objectives)
+    assert np.isfinite([candidate.u for candidate in asked]).all()
+
+
+def test_losses_of_any_magnitude_are_survived(name: str, problem: Problem) -> None:
+    loss = spheres(problem)
+    for scale in (1e-300, 1e300):
+        scaled = drive(build(name, problem), 60, lambda c: [scale * v for v in loss(c) or ()])  # noqa: B023  # called in this turn only
+        assert np.isfinite([candidate.u for candidate in scaled]).all()
+
+
+def test_a_generation_is_asked_once_and_awaited(name: str) -> None:
+    problem = PROBLEMS["24 real, 3 objectives"]
+    sampler, loss = build(name, problem), spheres(problem)
+    if name not in GENERATIONAL:
+        assert all(sampler.ask() is not None for _ in range(300))
+        return
+    for generation in range(3):
+        asked = []
+        while (candidate := sampler.ask()) is not None:
+            asked.append(candidate)
+        assert {candidate.generation for candidate in asked} == {generation}
+        for candidate in asked[1:]:
+            sampler.tell(candidate, loss(candidate))
+            assert sampler.ask() is None
+        sampler.tell(asked[0], loss(asked[0]))
+
+
+def test_a_tell_without_an_ask_is_refused(name: str) -> None:
+    problem = PROBLEMS["2 real, 2 objectives"]
+    sampler = build(name, problem)
+    candidate = sampler.ask()
+    sampler.ask()
+    with pytest.raises(ValueError, match="was not asked"):
+        sampler.tell(Candidate(id=99, generation=0, u=candidate.u), [1.0, 1.0])
+    with pytest.raises(ValueError, match="was not asked"):
+        sampler.tell(Candidate(id=0, generation=0, u=(0.123, 0.5)), [1.0, 1.0])
+    sampler.tell(candidate, [1.0, 1.0])
+    with pytest.raises(ValueError, match="told before"):
+        sampler.tell(candidate, [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "losses", [[1.0], [1.0, 2.0, 3.0], [float("nan"), 1.0], [1.0, float("inf")], []]
+)
+def test_losses_that_are_not_one_finite_number_per_objective_are_refused(
+    name: str, losses: list[float]
+) -> None:
+    sampler = build(name, PROBLEMS["2 real, 2 objectives"])
+    candidate = sampler.ask()
+    with pytest.raises(ValueError, match="2 finite losses"):
+        sampler.tell(candidate, losses)
+    sampler.tell(candidate, [1.0, 2.0])  # a refused tell leaves the candidate pending
+
+
+def test_global_random_states_and_output_are_not_touched(
+    name: str, problem: Problem, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.random.seed(11)  # noqa: NPY002  # the global state is what is tested
+    random.seed(11)
+    before = np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index, union-attr, unused-ignore]  # noqa: NPY002
+    first = drive(build(name, problem), 60, spheres(problem))
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # type: ignore[index, union-attr, unused-ignore]  # noqa: NPY002
+    np.random.seed(99)  # noqa: NPY002
+    assert drive(build(name, problem), 60, spheres(problem)) == first
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_operating_system_entropy_is_drawn(
+    name: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unseeded generator anywhere would make a run that cannot be replayed."""
+    unseeded = []
+    original = np.random.default_rng
+
+    def watched(seed: Any = None) -> np.random.Generator:
+        if seed is None:
+            unseeded.append(sys._getframe(2).f_code.co_qualname)
+        return original(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", watched)
+    drive(build(name, problem), 60, spheres(problem))
+    assert not unseeded
+
+
+@pytest.mark.parametrize("n_objectives", [1, 2, 3])
+@pytest.mark.parametrize(("n_real", "n_binary"), [(6, 0), (24, 0), (6, 8)])
+def test_it_improves_on_its_own_start(
+    name: str, n_real: int, n_binary: int, n_objectives: int
+) -> None:
+    problem = problem_of(n_real, n_binary, n_objectives, budget=400)
+    loss = spheres(problem)
+    losses = np.array([loss(c) for c in drive(build(name, problem), 400, loss)])
+    if name == "cma_es":  # what it promises is the weighted mean
+        losses = losses.mean(axis=1, keepdims=True)
+    reference = losses[:3].max(axis=0) * 1.1
+    start, end = hypervolume(losses[:20], reference), hypervolume(losses, reference)
+    assert end >= start
+    if name in GENERATIONAL:
+        assert end > 1.1 * start
+
+
+def test_several_objectives_are_refused_where_they_are_not_promised() -> None:
+    with pytest.raises(ConfigError, match=r"2 objectives: give sampler\.weights.*nsga2"):
+        resolve(SAMPLERS["cma_es"])(PROBLEMS["2 real, 2 objectives"], seed=1)
+
+
+@pytest.mark.parametrize("n_objectives", [1, 2, 6])
+def test_auto_chooses_a_sampler_that_takes_the_problem(n_objectives: int) -> None:
+    problem = problem_of(4, 2, n_objectives)
+    name, reason = auto(problem)
+    assert resolve(SAMPLERS[name])(problem, seed=1).ask() is not None
+    assert reason

@@ -1,0 +1,177 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.datatypes import Candidate, Dimension, Problem
+from evomerge.errors import ConfigError
+from evomerge.samplers.cma_es import CmaEsSampler, default_population
+
+
+def problem_of(
+    n_dimensions: int, *anchors: tuple[float, ...], n_objectives: int = 1, n_binary: int = 0
+) -> Problem:
+    dimensions = [Dimension(f"x{i}") for i in range(n_dimensions - n_binary)]
+    dimensions += [Dimension(f"bit {i}", kind="binary") for i in range(n_binary)]
+    return Problem(
+        tuple(dimensions), n_objectives, anchors or ((0.4,) * n_dimensions,), budget=1000
+    )
+
+
+def generation_of(sampler: CmaEsSampler) -> list[Candidate]:
+    asked = []
+    while (candidate := sampler.ask()) is not None:
+        asked.append(candidate)
+    return asked
+
+
+def minimise(sampler: CmaEsSampler, target: float, n_generations: int) -> float:
+    best = np.inf
+    for _ in range(n_generations):
+        for candidate in generation_of(sampler):
+            loss = float(((np.array(candidate.u) - target) ** 2).mean())
+            sampler.tell(candidate, [loss])
+            best = min(best, loss)
+    return best
+
+
+@pytest.mark.parametrize("n_dimensions", [1, 2, 24, 47, 48, 100])
+def test_the_optimum_is_approached_in_any_dimension(n_dimensions: int) -> None:
+    sampler = CmaEsSampler(problem_of(n_dimensions), seed=1)
+    assert minimise(sampler, 0.7, 60) < 0.05 * 0.3**2
+
+
+def test_an_optimum_in_a_corner_of_the_cube_is_reached() -> None:
+    assert minimise(CmaEsSampler(problem_of(10), seed=1), 1.0, 60) < 1e-4
+
+
+def test_the_scalarisation_weighs_the_objectives() -> None:
+    """Of two targets the heavier one attracts; equal weights meet between them."""
+    problem = problem_of(2, n_objectives=2)
+    found = {}
+    for weights in ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0)):
+        sampler = CmaEsSampler(problem, seed=1, weights=weights)
+        for _ in range(40):
+            asked = generation_of(sampler)
+            for candidate in asked:
+                u = np.array(candidate.u)
+                sampler.tell(candidate, [((u - t) ** 2).mean() for t in (0.2, 0.8)])
+        found[weights] = np.mean([candidate.u for candidate in asked])
+    assert list(found.values()) == pytest.approx([0.2, 0.5, 0.8], abs=0.03)
+
+
+def test_weights_of_a_mapping_count_in_order_and_only_their_ratio_matters() -> None:
+    problem = problem_of(3, n_objectives=2)
+    asked = []
+    for weights in ({"math": 2, "chat": 6}, [0.25, 0.75]):
+        sampler = CmaEsSampler(problem, seed=1, weights=weights)
+        for candidate in generation_of(sampler):
+            sampler.tell(candidate, [candidate.u[0], candidate.u[1]])
+        asked.append(generation_of(sampler))
+    assert asked[0] == asked[1]
+
+
+def test_a_collapsed_distribution_restarts_at_the_next_anchor_with_twice_the_population() -> None:
+    sampler = CmaEsSampler(problem_of(2, (0.5, 0.5), (0.9, 0.1)), seed=1, population=6, sigma=0.05)
+    sizes = []
+    centres, widths = [], []
+    for _ in range(90):
+        asked = generation_of(sampler)
+        sizes.append(len(asked))
+        points = np.array([candidate.u for candidate in asked])
+        centres.append(points.mean(axis=0))
+        widths.append(np.ptp(points, axis=0).max())
+        for candidate in asked:
+            sampler.tell(candidate, [sum((u - 0.5) ** 2 for u in candidate.u)])
+    assert 12 in sizes
+    restart = sizes.index(12)
+    assert set(sizes[:restart]) == {6}
+    assert min(widths[:restart]) > 1e-7  # no evaluation is spent on digits that a recipe drops
+    assert centres[restart - 1] == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert centres[restart] == pytest.approx([0.9, 0.1], abs=0.1)
+
+
+def test_failed_candidates_rank_last() -> None:
+    """A region that always fails is left even though it would be the better one."""
+    sampler = CmaEsSampler(problem_of(4), seed=3)
+    for _ in range(30):
+        asked = generation_of(sampler)
+        for candidate in asked:
+            failed = candidate.u[0] > 0.45
+            sampler.tell(candidate, None if failed else [1.0 - candidate.u[0]])
+    assert np.mean([candidate.u[0] <= 0.45 for candidate in asked]) >= 0.4
+    assert np.mean([candidate.u[0] for candidate in asked]) == pytest.approx(0.45, abs=0.05)
+
+
+def test_a_generation_of_failures_leaves_the_distribution_where_it_is() -> None:
+    sampler = CmaEsSampler(problem_of(6), seed=1)
+    for _ in range(30):
+        asked = generation_of(sampler)
+        for candidate in asked:
+            sampler.tell(candidate, None)
+    assert np.mean([candidate.u for candidate in asked]) == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_far_anchor_does_not_blow_up_the_steps() -> None:
+    near, far = (0.5,) * 30, (1.0,) * 30
+    sampler = CmaEsSampler(problem_of(30, near, far), seed=1, sigma=0.05, population=10)
+    asked = generation_of(sampler)
+    assert (asked[0].u, asked[1].u) == (near, far)
+    for candidate in asked:
+        sampler.tell(candidate, [0.0 if candidate.u == far else 1.0])
+    assert np.std([candidate.u for candidate in generation_of(sampler)], axis=0).mean() < 0.06
+
+
+def test_bits_turn_from_the_start_and_settle() -> None:
+    problem = problem_of(8, (1.0,) * 8, n_binary=8)
+    sampler = CmaEsSampler(problem, seed=1)
+    first = np.array([candidate.u for candidate in generation_of(sampler)])
+    assert set(np.unique(first)) == {0.0, 1.0}
+    sampler, wanted = CmaEsSampler(problem, seed=1), np.array([1, 0, 0, 1, 1, 0, 1, 0])
+    best = np.inf
+    for _ in range(15):
+        for candidate in generation_of(sampler):
+            wrong = float((np.array(candidate.u) != wanted).sum())
+            best = min(best, wrong)
+            sampler.tell(candidate, [wrong])
+    assert best == 0
+
+
+def test_more_anchors_than_the_population_are_left_out() -> None:
+    anchors = tuple((0.1 * i, 0.5) for i in range(1, 8))
+    small = CmaEsSampler(problem_of(2, *anchors), seed=1, population=4)
+    assert tuple(c.u for c in generation_of(small)) == anchors[:4]
+    default = CmaEsSampler(problem_of(2, *anchors), seed=1)
+    assert tuple(c.u for c in generation_of(default))[:7] == anchors
+
+
+@pytest.mark.parametrize(
+    ("n_dimensions", "budget", "population"),
+    [(1, 1000, 8), (24, 1000, 26), (24, 200, 20), (24, 20, 13), (64, 10_000, 32)],
+)
+def test_the_default_population_leaves_room_for_ten_generations(
+    n_dimensions: int, budget: int, population: int
+) -> None:
+    assert default_population(n_dimensions, budget) == population
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"population": 3}, "population of cma_es must be a whole number of at least 4"),
+        ({"population": "8"}, "population of cma_es"),
+        ({"sigma": 0}, "sigma must be above 0"),
+        ({"sigma": -0.1}, "sigma must be above 0"),
+        ({"sigma": float("nan")}, "sigma must be above 0"),
+        ({"sigma": "wide"}, "sigma must be above 0"),
+        ({"weights": None}, r"2 objectives: give sampler\.weights"),
+        ({"weights": [1.0]}, "weights must be one number >= 0 per objective"),
+        ({"weights": [1.0, -1.0]}, "weights must be"),
+        ({"weights": [0.0, 0.0]}, "weights must be"),
+        ({"weights": ["1", 2]}, "weights must be"),
+        ({"weights": [float("nan"), 1]}, "weights must be"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_remedy(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CmaEsSampler(problem_of(2, n_objectives=2), **{"seed": 1, "weights": [1, 1], **options})
