@@ -1,0 +1,308 @@
+"""The report of a run: one HTML file that needs no network.
+
+Everything that comes from the run goes through Jinja's escaping or into one JSON block in which
+`<`, `>` and `&` are escaped; the page's own policy forbids it to load anything.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+from evomerge.datatypes import Direction, Estimate, Recipe, Split
+from evomerge.history import History, Trial, estimates_of
+from evomerge.reporting.rows import (
+    Row,
+    baseline_rows,
+    baseline_trials,
+    best_in_mean,
+    front_rows,
+    front_trials,
+    hypervolume_growth,
+    knee_of,
+    mean_estimate,
+    optimism,
+    seconds_by_phase,
+    title_of,
+)
+from evomerge.reporting.terminal import score_text
+
+MOST_DOMINATED = 2000
+"""Dominated trials that are drawn, evenly over the run: a page with more reacts slowly."""
+
+MOST_COEFFICIENTS = 500_000
+"""Coefficients of dominated trials that the page carries (8 bytes each); the front has them all."""
+
+DIGITS = 6
+"""Decimals of coefficients in the page."""
+
+
+def write_page(history: History, decode: Callable[[Sequence[float]], Recipe], path: Path) -> Path:
+    """Write the report as one self-contained HTML file (about 5 MB, nearly all of it plotly.js).
+
+    Args:
+        history: A run, finished or not, with or without held-out scores and failures.
+        decode: The decoder of the run's search space: from a point of the unit cube to a recipe.
+        path: Where the file goes; an older one is replaced.
+
+    Returns:
+        `path`.
+
+    Raises:
+        JournalError: when `decode` does not give the recipes of the run.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("evomerge.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = _score_text
+    own = files("evomerge.reporting")
+    html = environment.get_template("page.html.jinja").render(
+        experts=history.started.experts,
+        started=history.started,
+        figures=_headline(history),
+        front=front_rows(history),
+        baselines=baseline_rows(history),
+        objectives=history.objectives,
+        may_hold_out=all(n_held_out for _, n_held_out in history.started.n_items.values()),
+        has_held_out=bool(history.scored(Split.HELD_OUT)),
+        optimism=_optimism(history),
+        facts=_facts(history),
+        failures=[t for t in history.trials.values() if t.failure is not None],
+        notes=history.notes,
+        # trusted: the package's own files and escaped JSON
+        report=Markup(_json(_report(history, decode))),
+        style=Markup((own / "page.css").read_text(encoding="utf-8")),
+        script=Markup((own / "page.js").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(html, encoding="utf-8")
+    os.replace(partial, path)  # noqa: PTH105  (the house's name for an atomic replacement)
+    return path
+
+
+def _report(history: History, decode: Callable[[Sequence[float]], Recipe]) -> Row:
+    """What the script draws."""
+    front = front_trials(history)
+    kept = {t.name for t in [*front, *baseline_trials(history)]}
+    others = [t for t in history.scored() if t.name not in kept]
+    shown = _evenly(others, MOST_DOMINATED)
+    n_experts, n_groups = len(history.started.experts), len(history.started.groups)
+    with_matrix = _evenly(shown, MOST_COEFFICIENTS // max(n_experts * n_groups, 1))
+    kept |= {t.name for t in with_matrix}
+    in_front = {t.name for t in front}
+    best_first = [*front, *(t for t in baseline_trials(history) if t.name not in in_front), *shown]
+    return {
+        "objectives": [
+            {"name": o.name, "minimized": o.direction is Direction.MINIMIZE}
+            for o in history.objectives
+        ],
+        "groups": [
+            {"label": g.label, "layer": g.layer, "kind": g.kind, "n_parameters": g.n_parameters}
+            for g in history.started.groups
+        ],
+        "trials": [
+            _trial(t, history, history.recipe(t, decode), t.name in in_front, t.name in kept)
+            for t in best_first
+        ],
+        "knee": knee_of(history),
+        "n_left_out": len(others) - len(shown),
+        "growth": hypervolume_growth(history),
+        "n_evaluations": history.n_evaluations,
+    }
+
+
+def _trial(trial: Trial, history: History, recipe: Recipe, in_front: bool, whole: bool) -> Row:
+    matrix = recipe.matrix()
+    column = {label: i for i, label in enumerate(recipe.groups)}
+    sizes = {g.label: g.n_parameters for g in history.started.groups}
+    weights = [max(sizes.get(label, 1), 1) for label in recipe.groups]
+    return {
+        "name": trial.name,
+        "title": title_of(trial),
+        "baseline": trial.is_baseline,
+        "front": in_front,
+        "generation": trial.generation,
+        "search": _triples(trial, history, Split.SEARCH),
+        "held_out": _triples(trial, history, Split.HELD_OUT),
+        "failure": None if trial.failure is None else trial.failure.kind,
+        "operator": recipe.operator,
+        "knobs": {**recipe.prepare, **recipe.runtime},
+        "digest": trial.recipe_digest,
+        "experts": recipe.experts,
+        "means": [round(float(row @ weights) / sum(weights), DIGITS) for row in matrix],
+        # in the order of the run's groups; None where the recipe has no such group
+        "coefficients": [
+            [
+                round(float(row[column[g.label]]), DIGITS) if g.label in column else None
+                for g in history.started.groups
+            ]
+            for row in matrix
+        ]
+        if whole
+        else None,
+    }
+
+
+def _triples(trial: Trial, history: History, split: Split) -> list[list[float]] | None:
+    """Score, standard error and number of items by objective, and those of the mean at the end."""
+    estimates = estimates_of(trial, split)
+    mean = mean_estimate(trial, history.objectives, split)
+    if estimates is None or mean is None:
+        return None
+    every = [*(estimates[o.name] for o in history.objectives), mean]
+    return [[e.score, e.standard_error, e.n_items] for e in every]
+
+
+def _headline(history: History) -> list[Row]:
+    """The figures at the top: a label, a value, a remark."""
+    front = history.front
+    n_failures = sum(t.failure is not None for t in history.trials.values())
+    knee = knee_of(history)
+    figures = [
+        _figure(
+            "Evaluations",
+            f"{history.n_evaluations} of {history.n_planned}",
+            f"{n_failures} failed, {len(history.pending)} pending",
+        ),
+        _figure(
+            "Pareto front",
+            f"{len(front.trials)} trials" if front else "–",
+            "" if knee is None else f"knee: {title_of(history.trials[knee])}",
+        ),
+        _figure(
+            "Hypervolume",
+            f"{front.hypervolume:.4g}" if front else "–",
+            f"{_growth_text(history)}",
+        ),
+    ]
+    scored = history.scored()
+    best = best_in_mean([t for t in scored if not t.is_baseline], history.objectives)
+    if best is None:
+        return figures
+    split = Split.SEARCH if best.held_out is None else Split.HELD_OUT
+    mean = _mean(best, history, split)
+    where = "held-out" if split is Split.HELD_OUT else "search"
+    figures.append(
+        _figure(
+            "Best merge in mean",
+            f"{mean.score:.3f}",
+            f"{where}; {title_of(best)}",
+            f"±{mean.standard_error:.3f}",
+        )
+    )
+    rivals = {
+        "best expert": [t for t in scored if t.name.startswith("expert:")],
+        "uniform average": [t for t in scored if t.name == "uniform_average"],
+        "best global scale": [t for t in scored if t.name.startswith("task_arithmetic_")],
+    }
+    for label, trials in rivals.items():
+        # chosen by search scores, as the best merge is: held-out scores judge, they do not choose
+        rival = best_in_mean(trials, history.objectives)
+        if rival is None or estimates_of(rival, split) is None:
+            continue
+        theirs = _mean(rival, history, split)
+        lead = mean.score - theirs.score
+        error = hypot(mean.standard_error, theirs.standard_error)
+        figures.append(
+            _figure(
+                f"Against {label}",
+                f"{lead:+.3f}",
+                f"{title_of(rival)}: {_score_text(theirs)}",
+                f"±{error:.3f}",
+            )
+        )
+    return figures
+
+
+def _figure(label: str, value: str, remark: str, error: str = "") -> Row:
+    return {"label": label, "value": value, "error": error, "remark": remark}
+
+
+def _growth_text(history: History) -> str:
+    growth = hypervolume_growth(history)
+    if len(growth) < 2:
+        return ""
+    return f"from {growth[0][1]:.4g} after {growth[0][0]} evaluations"
+
+
+def _mean(trial: Trial, history: History, split: Split) -> Estimate:
+    mean = mean_estimate(trial, history.objectives, split)
+    assert mean is not None  # the caller has looked for scores in the split
+    return mean
+
+
+def _optimism(history: History) -> list[Row]:
+    """By objective: search minus held-out over the front's candidates, and over the baselines."""
+    candidates = [t for t in front_trials(history) if not t.is_baseline]
+    baselines = baseline_trials(history)
+    rows: list[Row] = []
+    for objective in history.objectives:
+        front, by_chance = optimism(candidates, objective), optimism(baselines, objective)
+        if front[0] is not None or by_chance[0] is not None:
+            rows.append(
+                {
+                    "objective": objective.name,
+                    "front": front,
+                    "baselines": by_chance,
+                }
+            )
+    return rows
+
+
+def _facts(history: History) -> list[tuple[str, str]]:
+    started = history.started
+    facts = [
+        ("started", datetime.fromtimestamp(started.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")),
+        ("elapsed", f"{max(0.0, history.last_time - started.time):.0f} s"),
+        ("finished", history.finished or "not yet"),
+        ("sampler", f"{started.sampler}: {started.sampler_reason}"),
+        ("search space", f"{len(started.dimensions)} dimensions, {len(started.groups)} groups"),
+        ("configuration", started.config_digest),
+    ]
+    if history.front is not None:
+        worst = zip(history.objectives, history.front.reference, strict=True)
+        reference = ", ".join(f"{o.name} {o.score(loss):.4g}" for o, loss in worst)
+        facts.append(("hypervolume reference", reference))
+    for phase, seconds in seconds_by_phase(history).items():
+        facts.append((f"seconds per evaluation, {phase}", f"{seconds:.3g}"))
+    for name, (search, held_out) in started.n_items.items():
+        facts.append((f"items of {name}", f"{search} search, {held_out} held-out"))
+    facts += [(f"items of {name}, digest", d) for name, d in started.item_digests.items()]
+    facts += [(f"model {name}, digest", d) for name, d in started.model_digests.items()]
+    facts += [(f"version of {name}", v) for name, v in started.versions.items()]
+    return facts
+
+
+def _score_text(score: Any, standard_error: float | None = None) -> str:
+    if isinstance(score, Estimate):
+        return score_text(score.score, score.standard_error)
+    return score_text(score, standard_error)
+
+
+def _evenly(trials: Sequence[Trial], most: int) -> list[Trial]:
+    """At most so many of them, evenly spaced in their order."""
+    if len(trials) <= most:
+        return list(trials)
+    return [trials[i * len(trials) // most] for i in range(most)]
+
+
+def _json(plain: Row) -> str:
+    """JSON that is safe inside a script element, whatever text it holds."""
+    text = json.dumps(plain, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
