@@ -50,10 +50,12 @@ def mean_loss(trial: Trial, objectives: Sequence[Objective], split: Split = Spli
     return float(losses_of([trial], objectives, split).mean())
 
 
-def best_in_mean(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial | None:
-    """The trial with the best mean of its search scores, the first of equals."""
-    scored = [t for t in trials if t.search is not None]
-    return min(scored, key=lambda t: mean_loss(t, objectives), default=None)
+def best_in_mean(
+    trials: Sequence[Trial], objectives: Sequence[Objective], split: Split = Split.SEARCH
+) -> Trial | None:
+    """The trial with the best mean of its scores in a split, the first of equals."""
+    scored = [t for t in trials if estimates_of(t, split) is not None]
+    return min(scored, key=lambda t: mean_loss(t, objectives, split), default=None)
 
 
 def front_trials(history: History) -> list[Trial]:
