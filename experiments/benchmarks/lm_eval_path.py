@@ -144,11 +144,18 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder).to(arguments.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     title = f"{Path(folder).name}: milliseconds per call, {arguments.threads} threads"
-    table = Table(
-        "task", "items", "requests", title=title, caption=CAPTION, box=SIMPLE, padding=(0, 1)
-    )
-    for heading in ("respond", "answers", "prepared", "simple", "x prep.", "x simple"):
-        table.add_column(heading, justify="right")
+    table = Table("task", title=title, caption=CAPTION, box=SIMPLE, padding=(0, 1))
+    for heading in (
+        "items",
+        "requests",
+        "respond",
+        "answers",
+        "prepared",
+        "simple",
+        "x prep",
+        "x simple",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for task, metric in asked:
         with (
             Path(os.devnull).open("w") as nothing,
@@ -163,7 +170,8 @@ def main() -> None:
             f"{times.prepared / times.respond:.2f}",
             f"{times.simple / times.respond:.1f}",
         )
-    Console().print(table)
+    console = Console()
+    Console(width=max(100, console.width)).print(table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evomerge.datatypes import Objective, Split
+from evomerge.errors import TaskError
+from fitness.python_callable import PythonFitness
+
+ITEMS = [{"prompt": f"question {number}", "size": number} for number in range(10)]
+FUNCTIONS = """
+import torch
+
+def size(model, tokenizer, items, factor=1.0):
+    assert not model.training and not torch.is_grad_enabled()
+    return [float(item["size"] * factor * model.weight) for item in items]
+
+def two(model, tokenizer, items):
+    return torch.tensor([[item["size"], -item["size"]] for item in items], dtype=torch.bfloat16)
+
+def column(model, tokenizer, items):
+    return [[item["size"]] for item in items]
+
+def too_few(model, tokenizer, items):
+    return [1.0] * (len(items) + 1)
+
+def words(model, tokenizer, items):
+    return ["good" for item in items]
+
+def ragged(model, tokenizer, items):
+    return [[1.0], [2.0, 3.0]]
+
+def infinite(model, tokenizer, items):
+    return [float("inf")] * len(items)
+
+def no_items(model, tokenizer):
+    return []
+
+number = 3
+"""
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "user_functions.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "user_functions", raising=False)
+    return tmp_path
+
+
+def write(folder: Any, name: str, items: list[dict[str, Any]]) -> str:
+    import json
+
+    path = folder / name
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return str(path)
+
+
+def build(folder: Any, function: str, n_objectives: int = 1, **options: Any) -> PythonFitness:
+    objectives = tuple(Objective(f"o{number}") for number in range(n_objectives))
+    options.setdefault("items", write(folder, "items.jsonl", ITEMS))
+    return PythonFitness(objectives, callable=f"user_functions:{function}", **options)
+
+
+def test_the_function_answers_the_items_that_are_asked_in_their_order(folder):
+    fitness = build(folder, "size", arguments={"factor": 2.0})
+    model = Model().train()
+    fitness.bind(model, None)
+    assert fitness.respond(Split.SEARCH, (4, 0, 9)).tolist() == [[8.0], [0.0], [18.0]]
+    with torch.no_grad():
+        model.weight.mul_(10)
+    assert fitness.respond(Split.SEARCH, (4,)).tolist() == [[80.0]]
+    assert fitness.respond(Split.SEARCH, ()).shape == (0, 1)
+
+
+@pytest.mark.parametrize(("function", "n_objectives"), [("two", 2), ("column", 1)])
+def test_several_objectives_and_tensors_are_taken(function, n_objectives, folder):
+    fitness = build(folder, function, n_objectives)
+    fitness.bind(Model(), None)
+    expected = [[3.0, -3.0][:n_objectives], [1.0, -1.0][:n_objectives]]
+    assert fitness.respond(Split.SEARCH, (3, 1)).tolist() == expected
+
+
+def test_numbers_that_are_not_finite_pass(folder):
+    fitness = build(folder, "infinite")
+    fitness.bind(Model(), None)
+    assert np.isinf(fitness.respond(Split.SEARCH, (0, 1))).all()
+
+
+def test_held_out_items_come_from_a_second_file_or_are_drawn(folder):
+    other = write(folder, "other.jsonl", [{"prompt": "another"}])
+    assert len(build(folder, "size", held_out=other).items(Split.HELD_OUT)) == 1
+    assert build(folder, "size").items(Split.HELD_OUT) == ()
+    drawn = build(folder, "size", held_out=4, seed=1)
+    assert (len(drawn.items(Split.SEARCH)), len(drawn.items(Split.HELD_OUT))) == (6, 4)
+    assert not set(drawn.items(Split.SEARCH)) & set(drawn.items(Split.HELD_OUT))
+    again = build(folder, "size", held_out=4, seed=1)
+    assert drawn.items(Split.SEARCH) == again.items(Split.SEARCH)
+
+
+@pytest.mark.parametrize(
+    ("function", "n_objectives", "fact"),
+    [
+        ("too_few", 1, r"the shape \(1,\) or \(1, 1\), but its answer has \(2,\)"),
+        ("size", 2, r"2 objectives in the shape \(1, 2\), but its answer has \(1,\)"),
+        ("words", 1, "must answer with numbers"),
+        ("ragged", 1, "must answer with numbers"),
+    ],
+)
+def test_a_wrong_answer_is_refused_at_once(function, n_objectives, fact, folder):
+    fitness = build(folder, function, n_objectives)
+    fitness.bind(Model(), None)
+    with pytest.raises(TaskError, match=fact):
+        fitness.respond(Split.SEARCH, (0,))
+
+
+@pytest.mark.parametrize(
+    ("target", "fact"),
+    [
+        ("user_functions", "this has another form"),
+        ("user_funtions:size", "there is no module 'user_funtions'"),
+        ("user_functions:sise", "has none of this name"),
+        ("user_functions:number", "has something else of this name"),
+        ("user_functions:no_items", "must take"),
+    ],
+)
+def test_a_function_that_cannot_be_used_is_refused(target, fact, folder):
+    items = write(folder, "items.jsonl", ITEMS)
+    with pytest.raises(TaskError, match=fact):
+        PythonFitness((Objective("o"),), callable=target, items=items)
+
+
+def test_an_argument_that_the_function_does_not_take_is_refused(folder):
+    with pytest.raises(TaskError, match="unexpected keyword argument 'faktor'"):
+        build(folder, "size", arguments={"faktor": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("", "it is empty"),
+        ('{"a": 1}\n\n{"a"', "line 3 is not"),
+        ("[1]", "line 1 is of type list"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+    ],
+)
+def test_a_file_that_holds_no_items_is_refused(text, fact, folder):
+    path = folder / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(TaskError, match=fact):
+        build(folder, "size", items=str(path))
+
+
+def test_a_missing_file_is_refused(folder):
+    with pytest.raises(TaskError, match="cannot be read"):
+        build(folder, "size", items=str(folder / "missing.jsonl"))
+
+
+@pytest.mark.parametrize("items", [None, 5])
+def test_items_without_a_path_are_refused(items, folder):
+    with pytest.raises(TaskError, match="must be the path of a JSON-lines file"):
+        build(folder, "size", items=items)
+
+
+def test_overlapping_files_are_refused_with_the_first_item(folder):
+    both = write(folder, "both.jsonl", [{"prompt": "another"}, ITEMS[3], ITEMS[1]])
+    with pytest.raises(TaskError, match=r"2 of 3 are .*question 3"):
+        build(folder, "size", held_out=both)
+
+
+def test_too_many_held_out_items_are_refused(folder):
+    with pytest.raises(TaskError, match="there are 10 different ones"):
+        build(folder, "size", held_out=10)
+
+
+def test_respond_needs_a_bound_model(folder):
+    with pytest.raises(RuntimeError, match="bind"):
+        build(folder, "size").respond(Split.SEARCH, (0,))
