@@ -217,6 +217,8 @@ class Worker:
             failure = _non_finite(responses)
         except MemoryError as error:
             failure = Failure("out_of_memory", _describe(error))
+        except FloatingPointError as error:
+            failure = Failure("non_finite", str(error))
         except Exception as error:  # noqa: BLE001 - costs this candidate, never the run
             failure = Failure(
                 "out_of_memory" if _is_out_of_memory(error) else "error", _describe(error)

@@ -60,7 +60,11 @@ class Fitness(Protocol):
         """
 
     def respond(self, split: Split, items: Sequence[int]) -> FloatArray:
-        """Answers of the bound model, shape `(len(items), n_objectives)`, in the items' order."""
+        """Answers of the bound model, shape `(len(items), n_objectives)`, in the items' order.
+
+        Raises:
+            FloatingPointError: the model computes NaN; non-finite answers say the same.
+        """
 
 
 class Estimator(Protocol):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,7 +108,11 @@ class Generation:
 
     @torch.inference_mode()
     def answer(self, plan: Plan) -> list[str]:
-        """For each prompt: the text before its first stop string, special tokens left out."""
+        """For each prompt: the text before its first stop string, special tokens left out.
+
+        Raises:
+            FloatingPointError: a logit is NaN; the text after it would look like any other.
+        """
         texts: list[str] = []
         for batch in plan.batches:
             criterion = _StopStrings(self._tokenizer, self._pieces, batch)
@@ -117,6 +121,7 @@ class Generation:
                 attention_mask=batch.mask,
                 generation_config=batch.config,
                 stopping_criteria=StoppingCriteriaList([criterion]),
+                logits_processor=LogitsProcessorList([_refuse_nan]),
             )
             new_tokens = tokens[:, batch.inputs.shape[1] :].tolist()
             texts += [_cut(self._decode(row), batch.stops) for row in new_tokens]
@@ -127,6 +132,13 @@ class Generation:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _refuse_nan(input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG001 - transformers' signature
+    """A logits processor that changes nothing."""
+    if torch.isnan(scores).any():
+        raise FloatingPointError("logits of the model are NaN")
+    return scores
 
 
 class _StopStrings(StoppingCriteria):  # type: ignore[misc]  # transformers ships no types

@@ -113,7 +113,11 @@ class Likelihood:
 
     @torch.inference_mode()
     def answer(self, plan: Plan) -> list[tuple[float, bool]]:
-        """For each pair: the log-probability, and whether greedy decoding would say the same."""
+        """For each pair: the log-probability, and whether greedy decoding would say the same.
+
+        Raises:
+            FloatingPointError: a log-probability is NaN or infinite; ranks of such would look fine.
+        """
         log_probabilities: list[Tensor] = []
         greedy: list[Tensor] = []
         for batch in plan.batches:
@@ -129,6 +133,11 @@ class Likelihood:
             greedy.append(logits.argmax(dim=-1) == batch.targets)
         # Summed here and not on the device: the order of the sum is then always the same.
         sums = np.add.reduceat(torch.cat(log_probabilities).cpu().double().numpy(), plan.starts)
+        n_broken = int((~np.isfinite(sums)).sum())
+        if n_broken:
+            raise FloatingPointError(
+                f"{n_broken} of {len(sums)} log-probabilities of the model are not finite"
+            )
         all_greedy = np.logical_and.reduceat(torch.cat(greedy).cpu().numpy(), plan.starts)
         answers = [(0.0, False)] * len(plan.order)
         for number, total, same in zip(plan.order, sums, all_greedy, strict=True):

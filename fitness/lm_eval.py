@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -64,7 +64,8 @@ class LmEvalFitness:
         objectives: What to answer, in the order of the columns.
         task: Path of a task's YAML file, of a folder with one such file, or lm-eval's own name
             for a task (slower to start: lm-eval then reads its whole catalogue).
-        metrics: For each objective `metric,filter`, or just `metric` if the task has one filter.
+        metrics: For each objective `metric,filter`, or just `metric` if the task has one filter,
+            or None if the task has one metric.
         items: How many search items; None takes all.
         held_out: How many held-out items; None takes all, 0 none.
         seed: Draws the items and the few-shot examples.
@@ -82,7 +83,7 @@ class LmEvalFitness:
         objectives: tuple[Objective, ...],
         *,
         task: str,
-        metrics: Sequence[str],
+        metrics: Sequence[str | None],
         items: int | None = None,
         held_out: int | None = None,
         seed: int = 0,
@@ -215,7 +216,7 @@ class LmEvalFitness:
             for item in items
         ]
 
-    def _resolve(self, metrics: Sequence[str]) -> tuple[_Column, ...]:
+    def _resolve(self, metrics: Sequence[str | None]) -> tuple[_Column, ...]:
         """Find the metrics by scoring the first item with a made-up answer, as any model might."""
         from lm_eval.api.metrics import mean
 
@@ -230,15 +231,20 @@ class LmEvalFitness:
             ].items()
         }
         columns = []
-        for given in metrics:
+        for asked in metrics:
+            given = ",".join(next(iter(values))) if asked is None and len(values) == 1 else asked
+            if given is None:
+                raise TaskError(
+                    f"{self._name}: an objective must name its metric where the task has several, "
+                    f"but it does not: choose from {_names(values)}"
+                )
             metric, comma, name = given.partition(",")
             if not comma and len(filters) == 1:
                 name = filters[0]
             if (metric, name) not in values:
-                known = ", ".join(sorted(f"{metric},{name}" for metric, name in values))
                 raise TaskError(
                     f"{self._name}: a metric must be one that the task computes, but {given!r} is "
-                    f"not: choose from {known or 'none, its metric_list is empty'}"
+                    f"not: choose from {_names(values)}"
                 )
             value, aggregation = values[metric, name], self._task.aggregation().get(metric, mean)
             if not isinstance(value, int | float | np.number | np.bool_) or aggregation is not mean:
@@ -248,6 +254,12 @@ class LmEvalFitness:
                 )
             columns.append(_Column(metric, name))
         return tuple(columns)
+
+
+def _names(metrics: Iterable[tuple[str, str]]) -> str:
+    """Metrics as a user gives them."""
+    known = ", ".join(sorted(f"{metric},{name}" for metric, name in metrics))
+    return known or "none, its metric_list is empty"
 
 
 class _Documents:

@@ -23,7 +23,7 @@ METRICS = {
 N_SEARCH, N_HELD_OUT = 21, 33
 
 
-def build(path: str, metrics: Sequence[str] = ("acc",), **options: Any) -> LmEvalFitness:
+def build(path: str, metrics: Sequence[str | None] = ("acc",), **options: Any) -> LmEvalFitness:
     objectives = tuple(Objective(f"o{number}") for number in range(len(metrics)))
     return LmEvalFitness(objectives, task=path, metrics=metrics, **options)
 
@@ -530,3 +530,30 @@ def test_an_empty_answer_is_refused(tasks, model, tokenizer):
     )
     with pytest.raises(TaskError, match="each answer must have a token"):
         build(path).bind(model, tokenizer)
+
+
+# A model that computes NaN
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_model_that_computes_nan_gives_no_answers(name, tasks, model, tokenizer):
+    """The best choice among NaN, or the text after them, would look like any other answer."""
+    fitness = build(tasks.path(name), METRICS[name])
+    fitness.bind(model, tokenizer)
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"not finite|NaN"):
+        fitness.respond(Split.SEARCH, range(N_SEARCH))
+
+
+def test_a_metric_may_be_left_out_where_there_is_one(tasks, model, tokenizer):
+    by_name, by_default = (build(tasks.path("answer"), [m]) for m in ("acc", None))
+    answers = []
+    for fitness in (by_name, by_default):
+        fitness.bind(model, tokenizer)
+        answers.append(fitness.respond(Split.SEARCH, range(N_SEARCH)))
+    assert np.array_equal(*answers)
+    with pytest.raises(
+        TaskError, match=r"several, but it does not: choose from acc,none, acc_norm"
+    ):
+        build(tasks.path("choice"), [None])
