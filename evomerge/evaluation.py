@@ -27,7 +27,7 @@ from evomerge.datatypes import (
     Split,
     WorkerFacts,
 )
-from evomerge.errors import TaskError
+from evomerge.errors import ConfigError, TaskError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,11 +164,13 @@ class Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         import torch
 
+        from evomerge.checkpoints.compatibility import disparity_warning
         from evomerge.merging.bank import Bank
         from evomerge.merging.materialize import Materializer
 
         torch.set_num_threads(setup.threads)
         self._spool = None if setup.spool is None else Path(setup.spool)
+        device = choose_device(setup.device)
         models = open_models(setup.models)
         self._fitness: list[Fitness] = [loading.build(spec) for spec in setup.fitness]
         items = [self._item_facts(fitness) for fitness in self._fitness]
@@ -182,7 +184,6 @@ class Worker:
             setup.prepare,
             setup.seed,
         )
-        device = choose_device(setup.device)
         model, tokenizer = load_live_model(
             models.base, device, trust_remote_code=setup.models.trust_remote_code
         )
@@ -197,7 +198,7 @@ class Worker:
             items=tuple(facts for pair in items for facts in pair),
             model_bytes=models.base.n_bytes,
             norms=bank.norms,
-            warnings=models.warnings,
+            warnings=(*models.warnings, *filter(None, [disparity_warning(bank.norms)])),
         )
 
     @staticmethod
@@ -251,11 +252,22 @@ class Worker:
 
 
 def choose_device(name: str) -> str:
-    """`auto` is the first CUDA device if there is one, else the CPU; other names are torch's."""
+    """`auto` is the first CUDA device if there is one, else the CPU; other names are torch's.
+
+    Raises:
+        ConfigError: when torch knows no such device, or it is not there.
+    """
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"workers.device is a device that torch finds here, but {name!r} is not "
+            f"({_describe(error)[:120]}): use auto, cpu or cuda:N"
+        ) from error
     return name
 
 

@@ -329,6 +329,7 @@ class Driver:
 
     def _settle_spool(self) -> None:
         """Tell what workers finished after the last driver had died; the rest is asked again."""
+        spool.sweep(self._folder.spool)
         for name, split in list(self.history.asked):
             if (name, split) not in self.history.pending:
                 spool.settle(self._folder.path, _key(name, split))

@@ -47,6 +47,12 @@ def read(path: Path) -> Evaluation | None:
         return None
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers left that were killed while they wrote."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def settle(run: Path, key: str) -> None:
     """Move a told result from the spool to the responses; nothing to do if it is there already."""
     source = run / "spool" / f"{key}.json"

@@ -49,7 +49,9 @@ def write_config(tiny_zoo, tmp_path: Path):
         }
         plain |= changes
         path = tmp_path / name
-        path.write_text(yaml.safe_dump({k: v for k, v in plain.items() if v is not None}))
+        path.write_text(
+            yaml.safe_dump({k: v for k, v in plain.items() if v is not None}, sort_keys=False)
+        )
         return path
 
     return write

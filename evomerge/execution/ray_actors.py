@@ -7,6 +7,7 @@ Results are small (numbers); models are read by each worker from memory-mapped f
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from evomerge.execution.retries import may_retry
 
 _OBJECT_STORE_BYTES = 100_000_000  # results are small; Ray's default takes a third of the memory
 _POLL_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
 _MOST_FAILED_STARTS = 3
 
 
@@ -86,8 +88,8 @@ class RayExecutor:
         self._finished: deque[Evaluation] = deque()
         self._n_failed_starts = 0
         self._scratch = tempfile.TemporaryDirectory(prefix="evomerge-ray-")
-        self._connect(address, count)
         try:
+            self._connect(address, count)
             began = time.monotonic()
             self._slots = [self._new_slot() for _ in range(count)]
             facts = [self._started(slot) for slot in self._slots]
@@ -115,6 +117,7 @@ class RayExecutor:
                 "object_store_memory": _OBJECT_STORE_BYTES,
             }
         else:
+            _refuse_unreachable(address)
             options["address"] = address
         # Ray warns that a future version leaves the accelerator variable alone: so do we.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -130,7 +133,6 @@ class RayExecutor:
         need = {"CPU": float(count * self._setup.threads), "GPU": count * self._gpus}
         for name, amount in need.items():
             if amount > have.get(name, 0.0):
-                self._disconnect()
                 raise ExecutorError(
                     f"{count} workers need {amount:g} {name}, but Ray has {have.get(name, 0.0):g}: "
                     "lower workers.count, workers.threads or workers.gpus, or add nodes"
@@ -274,6 +276,20 @@ class RayExecutor:
     def _disconnect(self) -> None:
         ray.shutdown()
         self._scratch.cleanup()
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Ray itself would wait for minutes for a `host:port` that does not answer."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ExecutorError(
+            f"workers.address is that of a running Ray, but {address} does not answer ({error}): "
+            "check it, or leave `address` out to start Ray on this machine"
+        ) from error
 
 
 def _one_line(error: BaseException) -> str:

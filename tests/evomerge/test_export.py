@@ -28,7 +28,7 @@ def run(tiny_zoo, tmp_path_factory):
         "workers": {"threads": 1},
     }
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(plain))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
     start(read_config(path), folder / "run")
     return folder / "run"
 

@@ -1,0 +1,130 @@
+"""The reference zoo as a test-bed: what its models know, and what merging them can reach.
+
+    python experiments/zoo/table.py [--evaluations 400] [--seeds 0 1 2]
+
+Prints Markdown: every model on the held-out items of every skill, then hand-made merges of the
+four full experts against searched ones, all in one run per seed, all on the same held-out items.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from evomerge.config import Config, parse
+from evomerge.datatypes import Split
+from evomerge.demo.showcase import SCALES
+from evomerge.demo.zoo import Zoo, build_zoo
+from evomerge.history import History, Trial
+from evomerge.reporting.rows import best_in_mean, front_trials, mean_estimate
+from evomerge.search import start
+
+
+def configure(
+    zoo: Zoo, experts: dict[str, Path], skills: Sequence[str], items: int | None, **changes: object
+) -> Config:
+    """A configuration over some of the zoo's models and skills."""
+    plain = {
+        "base": str(zoo.base),
+        "experts": {name: str(path) for name, path in experts.items()},
+        "objectives": [
+            {"name": skill, "lm_eval": str(zoo.tasks[skill]), "items": items} for skill in skills
+        ],
+        "baselines": {"scales": list(SCALES)},
+        **changes,
+    }
+    return parse(yaml.safe_dump(plain, sort_keys=False), folder=Path.cwd())
+
+
+def row(name: str, cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def held_out(trial: Trial, history: History) -> list[str]:
+    """Held-out scores per objective and their mean with its standard error."""
+    assert trial.held_out is not None
+    mean = mean_estimate(trial, history.objectives, Split.HELD_OUT)
+    assert mean is not None
+    scores = [f"{trial.held_out[o.name].score:.3f}" for o in history.objectives]
+    return [*scores, f"**{mean.score:.3f}** ± {mean.standard_error:.3f}"]
+
+
+def print_table(history: History, trials: dict[str, Trial]) -> None:
+    """One line per trial."""
+    print(row("model", [*(o.name for o in history.objectives), "mean"]))
+    print(row("---", ["---"] * (len(history.objectives) + 1)))
+    for name, trial in trials.items():
+        print(row(name, held_out(trial, history)))
+    print()
+
+
+def main() -> None:
+    """Build the zoo if it is not there, run, print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--evaluations", type=int, default=400)
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    given = arguments.parse_args()
+    zoo = build_zoo()
+    with tempfile.TemporaryDirectory() as scratch:
+        everyone = {**zoo.experts, **zoo.adapters}
+        config = configure(zoo, everyone, list(everyone), 20, budget={"evaluations": 0})
+        history = start(config, Path(scratch) / "all")
+        print("Every model on every skill, held-out items:\n")
+        names = ["base", *(f"expert:{name}" for name in everyone)]
+        print_table(history, {name: history.trials[name] for name in names})
+
+        for seed in given.seeds:
+            config = configure(
+                zoo,
+                dict(zoo.experts),
+                list(zoo.experts),
+                100,
+                budget={"evaluations": given.evaluations},
+                seed=seed,
+            )
+            history = start(config, Path(scratch) / f"search-{seed}")
+            print_table(history, rivals(history))
+            print(f"(search seed {seed}; {given.evaluations} candidates; {front(history)})\n")
+
+
+def rivals(history: History) -> dict[str, Trial]:
+    """Hand-made merges, each at its best on the held-out items, and what the search chose."""
+    baselines = [t for t in history.scored(Split.HELD_OUT) if t.is_baseline]
+
+    def best(prefix: str) -> Trial:
+        group = [t for t in baselines if t.name.startswith(prefix)]
+        found = best_in_mean(group, history.objectives, Split.HELD_OUT)
+        assert found is not None
+        return found
+
+    searched = best_in_mean(front_trials(history), history.objectives)
+    assert searched is not None
+    expert, scale = best("expert:"), best("task_arithmetic_")
+    return {
+        "random directions": history.trials["random_delta"],
+        f"best expert ({expert.name.removeprefix('expert:')})": expert,
+        "uniform average": history.trials["uniform_average"],
+        f"best global scale ({scale.name.removeprefix('task_arithmetic_')})": scale,
+        "TIES": history.trials["ties"],
+        "model stock": history.trials["model_stock"],
+        f"searched, best mean on search items (trial {searched.name})": searched,
+    }
+
+
+def front(history: History) -> str:
+    """How wide the front is on held-out items: the trade-offs."""
+    trials = [t for t in front_trials(history) if t.held_out is not None]
+    ranges = []
+    for objective in history.objectives:
+        scores = [t.held_out[objective.name].score for t in trials if t.held_out is not None]
+        ranges.append(f"{objective.name} {min(scores):.2f} to {max(scores):.2f}")
+    assert history.front is not None
+    size = len(history.front.trials)
+    return f"front of {size}, {len(trials)} of them re-scored: {', '.join(ranges)}"
+
+
+if __name__ == "__main__":
+    main()
