@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+
+from evomerge.errors import ConfigError
+from evomerge.merging.operators import OPERATORS, TensorContext, get_operator
+
+CONTEXT = TensorContext("t", "other", None, seed=1)
+
+
+def prepare(name, *deltas, **knobs):
+    operator = OPERATORS[name]
+    deltas = [torch.tensor(delta, dtype=torch.float32) for delta in deltas]
+    return operator.prepare(
+        torch.zeros_like(deltas[0]), deltas, operator.complete(knobs, "prepare"), CONTEXT
+    )
+
+
+def test_a_misspelled_operator_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean task_arithmetic"):
+        get_operator("task_arithmetics")
+    with pytest.raises(ConfigError, match="choose one of"):
+        get_operator("xyz")
+
+
+def test_linear_is_task_arithmetic():
+    assert get_operator("linear") is get_operator("task_arithmetic")
+
+
+def test_ties_by_hand():
+    # Trimmed to the 4 largest of 5; signs elected: + - + - and nothing.
+    first = [4.0, -1.0, 2.0, 1.0, 0.5]
+    second = [2.0, -3.0, -1.0, -2.0, 0.5]
+    bases = prepare("ties", first, second, density=0.8)
+    assert bases[0].tolist() == [2.0, -0.5, 2.0, 0.0, 0.0]
+    assert bases[1].tolist() == [1.0, -1.5, 0.0, -2.0, 0.0]
+
+
+def test_ties_gives_a_tie_to_the_majority_of_signs():
+    # Entry 0 cancels; 2 of the other 3 elected signs are negative.
+    bases = prepare("ties", [1.0, -1.0, -1.0, 1.0], [-1.0, -1.0, -1.0, 1.0], density=1.0)
+    assert [float(basis[0]) for basis in bases] == [0.0, -1.0]
+
+
+@pytest.mark.parametrize("density", [0.01, 0.1, 0.2, 0.29, 0.3, 1.0])
+def test_ties_keeps_exactly_the_requested_number_of_entries(density):
+    delta = np.random.default_rng(0).permutation(np.arange(1, 1001)) * 0.5
+    (basis,) = prepare("ties", delta, density=density)
+    assert int((basis != 0).sum()) == round(density * 1000)
+
+
+def test_ties_keeps_one_entry_of_a_tiny_tensor():
+    (basis,) = prepare("ties", [0.5, -2.0, 1.0], density=0.01)
+    assert basis.tolist() == [0.0, -2.0, 0.0]
+
+
+def test_frozen_ties_is_the_published_merge_at_one():
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=(4, 500)).astype(np.float32)
+    trimmed = np.where(np.abs(t) >= np.sort(np.abs(t))[:, -100:-99], t, 0)
+    g = np.sign(trimmed.sum(axis=0))
+    g[g == 0] = 1.0 if g.sum() >= 0 else -1.0
+    agrees = (np.sign(trimmed) == g) & (trimmed != 0)
+    M = (trimmed * agrees).sum(axis=0) / np.maximum(1, agrees.sum(axis=0))
+    merged = sum(prepare("ties", *t, density=0.2))
+    np.testing.assert_allclose(merged.numpy(), M, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("cos", "n", "r"), [(0.6, 2, 0.75), (0.6, 4, 6 / 7), (0.0, 3, 0.0)])
+def test_model_stock_ratio(cos, n, r):
+    # n unit vectors with this cosine between any two.
+    gram = np.full((n, n), cos) + (1 - cos) * np.eye(n)
+    deltas = np.linalg.cholesky(gram)
+    bases = prepare("model_stock", *deltas)
+    for basis, delta in zip(bases, deltas, strict=True):
+        np.testing.assert_allclose(basis.numpy(), r / n * delta, atol=1e-6)
+
+
+def test_model_stock_stays_at_the_base_when_experts_disagree():
+    bases = prepare("model_stock", [1.0, 0.2], [-1.0, 0.1])
+    assert not any(basis.any() for basis in bases)
+
+
+def test_random_delta_keeps_norms_and_forgets_directions():
+    rng = np.random.default_rng(0)
+    deltas = rng.normal(size=(2, 10_000)) * [[1.0], [3.0]]
+    bases = prepare("random_delta", *deltas)
+    for basis, delta in zip(bases, deltas, strict=True):
+        assert float(basis.norm()) == pytest.approx(np.linalg.norm(delta), rel=1e-5)
+        assert abs(float(basis @ torch.tensor(delta, dtype=torch.float32))) < 0.05 * float(
+            basis.norm() ** 2
+        )
+    assert abs(float(bases[0] @ bases[1])) < 0.05 * float(bases[0].norm() * bases[1].norm())
