@@ -184,6 +184,8 @@ class Worker:
             setup.prepare,
             setup.seed,
         )
+        self._models = models
+        self._cache = Path(setup.cache)
         model, tokenizer = load_live_model(
             models.base, device, trust_remote_code=setup.models.trust_remote_code
         )
@@ -232,7 +234,7 @@ class Worker:
 
     def _respond(self, job: Job, seconds: dict[str, float]) -> dict[str, tuple[float, ...]]:
         started = time.perf_counter()
-        self._materializer.write(job.recipe)
+        self._materialize(job.recipe)
         seconds["materialize"] = time.perf_counter() - started
         responses: dict[str, tuple[float, ...]] = {}
         for index, fitness in enumerate(self._fitness):
@@ -245,10 +247,18 @@ class Worker:
         seconds["respond"] = time.perf_counter() - started - seconds["materialize"]
         return responses
 
-    def materialize(self, recipe: Recipe) -> "nn.Module":
-        """Write a recipe into the live model and return that model (it stays the worker's)."""
-        self._materializer.write(recipe)
-        return self._model
+    def _materialize(self, recipe: Recipe) -> None:
+        if self._materializer.serves(recipe):
+            self._materializer.write(recipe)
+            return
+        # A baseline of another operator than the one that is searched: asked for once, so its
+        # bank is not kept open beside the other.
+        from evomerge.merging.bank import Bank
+        from evomerge.merging.materialize import Materializer
+
+        base, experts, anatomy = self._models.base, self._models.experts, self._models.anatomy
+        plain = Bank.open_or_build(self._cache, base, experts, anatomy)
+        Materializer(base, plain, anatomy, self._model).write(recipe)
 
 
 def choose_device(name: str) -> str:

@@ -91,6 +91,11 @@ class Materializer:
             piece for name in self._targets for piece in self._cut(name, bank.bases(name))
         ]
 
+    def serves(self, recipe: Recipe) -> bool:
+        """Whether this bank can make the recipe's operator variant."""
+        banked = self._bank.variant
+        return banked.is_plain or Variant.of_recipe(recipe) == banked
+
     def write(self, recipe: Recipe) -> None:
         """Give the model the recipe's weights.
 

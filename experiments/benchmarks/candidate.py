@@ -77,7 +77,7 @@ def main() -> None:
         folder = RunFolder(Path(scratch))
         folder.create()
         with Journal(folder.path) as journal, Session(config, folder) as session:
-            watch = Stopwatch(session.executor._worker._materializer.model)  # type: ignore[attr-defined]
+            watch = Stopwatch(session.executor._worker._model)  # type: ignore[attr-defined]
 
             def mark(history: History) -> None:
                 if history.n_evaluations > len(marks):

@@ -6,6 +6,7 @@ from evomerge.baselines import baselines
 from evomerge.config import read_config
 from evomerge.datatypes import Split
 from evomerge.errors import FuseError, RunError
+from evomerge.export import export
 from evomerge.history import read_history
 from evomerge.journal import read_events
 from evomerge.search import resume, start
@@ -136,6 +137,18 @@ def test_a_constant_objective_is_warned_of(write_config, python_objective, tmp_p
     config = write_config(objectives=objectives, budget={"evaluations": 1})
     history = start(read_config(config), tmp_path / "run")
     assert any("constant is 1 for all baselines" in note for note in history.notes)
+
+
+def test_another_operator_is_searched_with_the_same_baselines(write_config, tmp_path):
+    plain = start(read_config(write_config(budget={"evaluations": 0})), tmp_path / "plain")
+    space = {"operator": "ties", "prepare": {"density": 0.5}}
+    config = write_config(space=space, budget={"evaluations": 3}, sampler="sobol")
+    history = start(read_config(config), tmp_path / "ties")
+    for name, trial in plain.trials.items():
+        assert history.trials[name].search == trial.search
+    assert [t.failure for t in history.trials.values()] == [None] * 13
+    done = export(tmp_path / "ties", "2", tmp_path / "merged")
+    assert done.rescored == dict(history.trials["2"].search or {})
 
 
 def test_equal_recipes_are_evaluated_once(write_config, python_objective, tmp_path):
