@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import platformdirs
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from evomerge.checkpoints.experts import Expert
     from evomerge.checkpoints.reading import Checkpoint
     from evomerge.config import Config
+    from evomerge.merging.bank import Bank
     from evomerge.protocols import Fitness
 
 
@@ -165,7 +167,6 @@ class Worker:
         import torch
 
         from evomerge.checkpoints.compatibility import disparity_warning
-        from evomerge.merging.bank import Bank
         from evomerge.merging.materialize import Materializer
 
         torch.set_num_threads(setup.threads)
@@ -175,17 +176,9 @@ class Worker:
         self._fitness: list[Fitness] = [loading.build(spec) for spec in setup.fitness]
         items = [self._item_facts(fitness) for fitness in self._fitness]
         _refuse_overlap(items)
-        bank = Bank.open_or_build(
-            Path(setup.cache),
-            models.base,
-            models.experts,
-            models.anatomy,
-            setup.operator,
-            setup.prepare,
-            setup.seed,
-        )
         self._models = models
         self._cache = Path(setup.cache)
+        bank = self._open_bank(setup.operator, setup.prepare, setup.seed)
         model, tokenizer = load_live_model(
             models.base, device, trust_remote_code=setup.models.trust_remote_code
         )
@@ -252,13 +245,28 @@ class Worker:
             self._materializer.write(recipe)
             return
         # A baseline of another operator than the one that is searched: asked for once, so its
-        # bank is not kept open beside the other.
-        from evomerge.merging.bank import Bank
+        # bank is not kept open, and never beside the other.
         from evomerge.merging.materialize import Materializer
 
+        self._materializer.release()
+        base, anatomy = self._models.base, self._models.anatomy
+        Materializer(base, self._open_bank(), anatomy, self._model).write(recipe)
+
+    def _open_bank(
+        self,
+        operator: str = "task_arithmetic",
+        prepare: Mapping[str, Knob] = MappingProxyType({}),
+        seed: int = 0,
+    ) -> "Bank":
+        """A bank, made if need be; the files it was made from are let go of."""
+        from evomerge.merging.bank import Bank
+
         base, experts, anatomy = self._models.base, self._models.experts, self._models.anatomy
-        plain = Bank.open_or_build(self._cache, base, experts, anatomy)
-        Materializer(base, plain, anatomy, self._model).write(recipe)
+        bank = Bank.open_or_build(self._cache, base, experts, anatomy, operator, prepare, seed)
+        base.release()
+        for expert in experts:
+            expert.release()
+        return bank
 
 
 def choose_device(name: str) -> str:

@@ -20,6 +20,9 @@ from evomerge.errors import CheckpointError, IncompatibleError
 
 Factors = tuple[torch.Tensor, torch.Tensor, float]
 
+# Elements of a product that are made at once.
+_BLOCK = 1 << 16
+
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<e>embedding_)?(?P<side>[AB])(?:\.default)?(\.weight)?"
@@ -203,42 +206,63 @@ class Adapter:
         Raises:
             CheckpointError: A factor holds NaN or infinity.
         """
-        return None if name in self._full else self._factors(name)
+        pair = self._pairs.get(name)
+        return None if pair is None or name in self._full else (*self._factors(pair), pair.scale)
 
-    def delta(self, name: str) -> torch.Tensor | None:
-        """The change of a weight in fp32 and in the weight's own shape, or None if untouched.
+    def delta(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor | None:
+        """Elements `start` to `stop` of the flattened change in fp32, or None if untouched.
+
+        Of `B @ A` only the rows that the elements lie in are made, a few more at both ends.
 
         Raises:
             CheckpointError: A tensor holds NaN or infinity.
         """
         total: torch.Tensor | None = None
+        if stop is None:
+            stop = self.base.tensors[name].n_parameters
         if name in self._full:
-            ours, theirs = self.base.read(name), self._read(self._full[name])
-            n = min(len(ours), len(theirs)) if ours.dim() else None
-            if not torch.equal(ours[:n].float(), theirs[:n].float()):
-                check_finite(ours, f"{name} in {self.base.path}")
-                total = torch.zeros(ours.shape)
-                total[:n] = theirs[:n].float() - ours[:n].float()
+            key = self._full[name]
+            theirs = self._weights.read(key)
+            total = self.base.change_to(theirs, f"{key} in {self.path}", name, start, stop)
         if name in self._biases:
             key, scale = self._biases[name]
-            change = scale * self._read(key).float()
+            bias = self._finite(key, self._weights.read(key).reshape(-1)[start:stop])
+            change = scale * bias.float()
             total = change if total is None else total + change
-        factors = self._factors(name)
-        if factors is not None:
-            A, B, scale = factors
-            change = scale * (B @ A)
+        if name in self._pairs:
+            change = self._product(name, start, stop)
             total = change if total is None else total + change
         return total
 
-    def _factors(self, name: str) -> Factors | None:
-        pair = self._pairs.get(name)
-        if pair is None:
-            return None
-        A, B = self._read(pair.a).float(), self._read(pair.b).float()
-        return (B.T, A.T, pair.scale) if pair.transposed else (A, B, pair.scale)
+    def release(self) -> None:
+        """Unmap the files as soon as nothing read from them is in use; reading maps them again."""
+        self._weights.release()
 
-    def _read(self, key: str) -> torch.Tensor:
-        tensor = self._weights.read(key)
+    def _product(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of `scale * B @ A`, flattened.
+
+        The last bits of a matrix product depend on how many rows it has and how they lie in
+        memory: rows are multiplied in blocks that begin at fixed places, each a copy.
+        """
+        pair = self._pairs[name]
+        n_rows, n_columns = self.base.tensors[name].shape
+        block = max(1, _BLOCK // n_columns)
+        first = start // (block * n_columns) * block
+        rows = range(first, min(n_rows, -(-stop // n_columns)), block)
+        A, B = self._factors(pair, slice(first, rows[-1] + block))
+        made = torch.cat([B[row - first : row - first + block].clone() @ A for row in rows])
+        offset = first * n_columns
+        return pair.scale * made.reshape(-1)[start - offset : stop - offset]
+
+    def _factors(self, pair: _Pair, rows: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """`A` and those rows of `B`, both fp32."""
+        a, b = (pair.b, pair.a) if pair.transposed else (pair.a, pair.b)
+        A, B = self._weights.read(a), self._weights.read(b)
+        if pair.transposed:
+            A, B = A.T, B.T
+        return self._finite(a, A).float(), self._finite(b, B[rows]).float()
+
+    def _finite(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         check_finite(tensor, f"{key} in {self.path}")
         return tensor
 

@@ -9,7 +9,6 @@ import torch
 from evomerge.checkpoints.adapters import Adapter
 from evomerge.checkpoints.compatibility import (
     check_architecture,
-    check_finite,
     check_tensors,
     check_tokenizer,
     identity_warning,
@@ -39,8 +38,14 @@ class Expert(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What the user should know, a sentence each."""
 
-    def delta(self, name: str) -> torch.Tensor | None:
-        """The change of the base's weight `name` in fp32, same shape, or None if there is none."""
+    def delta(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor | None:
+        """Elements `start` to `stop` of the flattened change of the base's weight `name`, in fp32.
+
+        None if they do not change. The same numbers come however the weight is cut.
+        """
+
+    def release(self) -> None:
+        """Unmap its files as soon as nothing read from them is in use; reading maps them again."""
 
 
 class FullExpert:
@@ -104,8 +109,8 @@ class FullExpert:
         """
         return self.checkpoint.digest
 
-    def delta(self, name: str) -> torch.Tensor | None:
-        """Expert minus base in fp32, in the base's shape; None if equal or lacking.
+    def delta(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor | None:
+        """Expert minus base in fp32: elements `start` to `stop`, flat; None if equal or lacking.
 
         Vocabulary rows that only one of both has are zero.
 
@@ -115,20 +120,12 @@ class FullExpert:
         theirs = self._mapping.get(name)
         if theirs is None:
             return None
-        base, expert = self.base.read(name), self.checkpoint.read(theirs)
-        n = min(len(base), len(expert)) if base.dim() else None
-        shared = base if base.shape == expert.shape else base[:n]
-        merged = expert if base.shape == expert.shape else expert[:n]
-        if shared.dtype == merged.dtype and torch.equal(shared, merged):
-            return None
-        difference = merged.to(torch.float32) - shared.to(torch.float32)
-        check_finite(expert, f"{theirs} in {self.checkpoint.path}")
-        check_finite(base, f"{name} in {self.base.path}")
-        if difference.shape == base.shape:
-            return difference
-        padded = torch.zeros(base.shape, dtype=torch.float32)
-        padded[:n] = difference
-        return padded
+        weight, where = self.checkpoint.read(theirs), f"{theirs} in {self.checkpoint.path}"
+        return self.base.change_to(weight, where, name, start, stop)
+
+    def release(self) -> None:
+        """Unmap the expert's files; the base's stay."""
+        self.checkpoint.release()
 
 
 def open_expert(

@@ -8,13 +8,14 @@ from typing import Any, Self
 import torch
 
 from evomerge.checkpoints.anatomy import role_of
-from evomerge.checkpoints.digests import digest_tensors, remembered
+from evomerge.checkpoints.digests import check_finite, digest_tensors, remembered
 from evomerge.checkpoints.hub import local_folder
 from evomerge.checkpoints.skeleton import Skeleton, skeleton_of
 from evomerge.checkpoints.vocabulary import Vocabulary, read_chat_template, read_vocabulary
 from evomerge.checkpoints.weights import (
     FLOAT_DTYPES,
     TensorFacts,
+    WeightFile,
     Weights,
     facts_of,
     open_weights,
@@ -243,6 +244,31 @@ class Checkpoint:
         """
         return self._weights.read(self._names[name])
 
+    def change_to(
+        self, theirs: torch.Tensor, where: str, name: str, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor | None:
+        """Elements `start` to `stop` of `theirs` minus the weight `name`, flattened, in fp32.
+
+        None if they are equal; zero in rows that only one of both has. `where` says what `theirs`
+        is.
+
+        Raises:
+            CheckpointError: One of both is NaN or infinite there.
+        """
+        W0 = self.read(name).reshape(-1)[start:stop]
+        W = theirs.reshape(-1)[start : start + len(W0)]
+        shared = W0[: len(W)]
+        if W.dtype == shared.dtype and torch.equal(W, shared):
+            return None
+        check_finite(W, where)
+        check_finite(shared, f"{name} in {self.path}")
+        change = W.to(torch.float32) - shared.to(torch.float32)
+        return torch.nn.functional.pad(change, (0, len(W0) - len(W)))
+
+    def release(self) -> None:
+        """Unmap the files as soon as no weight read is in use; reading maps them again."""
+        self._weights.release()
+
     def file_name(self, name: str) -> str:
         """What the files call a weight."""
         return self._names[name]
@@ -321,8 +347,9 @@ def _converted(
             f"{folder} ({type(error).__name__}): copy or download it again"
         ) from error
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    weights = Weights(files, facts_of(state), dict.fromkeys(state, state.__getitem__))
-    return weights, sorted(report["missing_keys"])
+    # In memory for good: no file holds the converted tensors.
+    converted = WeightFile(lambda: (facts_of(state), state.__getitem__))
+    return Weights(files, [converted]), sorted(report["missing_keys"])
 
 
 def _check_shapes(

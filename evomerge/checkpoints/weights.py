@@ -3,8 +3,9 @@
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,54 @@ class TensorFacts:
         return self.n_parameters * int(getattr(torch, self.dtype).itemsize)
 
 
-@dataclass(frozen=True)
+Read = Callable[[str], torch.Tensor]
+# What is in a file, and how a tensor of it is read by its name.
+Opened = tuple[Mapping[str, TensorFacts], Read]
+
+
+class WeightFile:
+    """A file that is open while it is read from, and can be let go of in between."""
+
+    def __init__(self, open_file: Callable[[], Opened]) -> None:
+        self._open_file = open_file
+        self.facts, read = open_file()
+        self._read: Read | None = read
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, backed by the file if it can be memory-mapped."""
+        read = self._read
+        if read is None:  # in two threads at once: harmless
+            _, read = self._open_file()
+            self._read = read
+        return read(name)
+
+    def release(self) -> None:
+        """Close it; its memory is free as soon as no tensor read from it is in use."""
+        self._read = None
+
+
 class Weights:
     """Opened weight files; every name is the file's own."""
 
-    files: tuple[Path, ...]
-    facts: Mapping[str, TensorFacts]
-    sources: Mapping[str, Callable[[str], torch.Tensor]]
+    def __init__(self, files: tuple[Path, ...], sources: Sequence[WeightFile]) -> None:
+        self.files = files
+        self._sources = sources
+        self._source_of = {name: source for source in sources for name in source.facts}
+        self.facts: Mapping[str, TensorFacts] = {
+            name: source.facts[name] for name, source in self._source_of.items()
+        }
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor on the CPU, backed by the memory-mapped file."""
-        return self.sources[name](name)
+        return self._source_of[name].read(name)
+
+    def release(self) -> None:
+        """Unmap the files as soon as no tensor read from them is in use; reading maps them again.
+
+        Mapped pages that were read count as memory of this process for as long as they are mapped.
+        """
+        for source in self._sources:
+            source.release()
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -99,7 +137,7 @@ def open_weights(folder: Path, stem: str = "model", *, allow_pickle: bool = Fals
     """
     files = _files(folder, f"{stem}.safetensors")
     if files:
-        return _open_safetensors(files)
+        return Weights(files, [WeightFile(partial(_open_safetensors, f)) for f in files])
     pickled = "pytorch_model.bin" if stem == "model" else f"{stem}.bin"
     files = _files(folder, pickled)
     if not files:
@@ -112,7 +150,7 @@ def open_weights(folder: Path, stem: str = "model", *, allow_pickle: bool = Fals
             f"weights must be safetensors, because pickled files can run code, but {folder} holds "
             f"only {files[0].name}: convert it, or set `allow_pickle: true` if you trust its author"
         )
-    return _open_pickled(files)
+    return Weights(files, [WeightFile(partial(_open_pickled, f)) for f in files])
 
 
 def _files(folder: Path, single: str) -> tuple[Path, ...]:
@@ -143,45 +181,38 @@ def _files(folder: Path, single: str) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def _open_safetensors(files: tuple[Path, ...]) -> Weights:
+def _open_safetensors(file: Path) -> Opened:
     facts: dict[str, TensorFacts] = {}
-    sources: dict[str, Callable[[str], torch.Tensor]] = {}
-    for file in files:
-        try:
-            handle: Any = safetensors.safe_open(str(file), framework="pt")
-            for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                view = handle.get_slice(name)
-                dtype = str(view.get_dtype())
-                facts[name] = TensorFacts(
-                    name, tuple(view.get_shape()), _DTYPES.get(dtype, dtype.lower())
-                )
-                sources[name] = handle.get_tensor
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"a safetensors file must be complete, but {file} ({file.stat().st_size} bytes) is "
-                f"not ({error}): copy or download it again"
-            ) from error
-    return Weights(files, facts, sources)
-
-
-def _open_pickled(files: tuple[Path, ...]) -> Weights:
-    facts: dict[str, TensorFacts] = {}
-    sources: dict[str, Callable[[str], torch.Tensor]] = {}
-    for file in files:
-        try:
-            # Files from before torch 1.6 are no zip archives and cannot be memory-mapped.
-            state: dict[str, Any] = torch.load(
-                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+    try:
+        handle: Any = safetensors.safe_open(str(file), framework="pt")
+        for name in handle.keys():  # noqa: SIM118 (not a mapping)
+            view = handle.get_slice(name)
+            dtype = str(view.get_dtype())
+            facts[name] = TensorFacts(
+                name, tuple(view.get_shape()), _DTYPES.get(dtype, dtype.lower())
             )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-            raise CheckpointError(
-                f"pickled weights must be a complete file of tensors only, but {file} is not "
-                f"({type(error).__name__}): copy or download it again, or convert it to safetensors"
-            ) from error
-        tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
-        facts.update(facts_of(tensors))
-        sources.update(dict.fromkeys(tensors, tensors.__getitem__))
-    return Weights(files, facts, sources)
+    except (safetensors.SafetensorError, OSError) as error:
+        n_bytes = file.stat().st_size if file.exists() else 0
+        raise CheckpointError(
+            f"a safetensors file must be complete, but {file} ({n_bytes} bytes) is not ({error}): "
+            "copy or download it again"
+        ) from error
+    return facts, handle.get_tensor
+
+
+def _open_pickled(file: Path) -> Opened:
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be memory-mapped.
+        state: dict[str, Any] = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"pickled weights must be a complete file of tensors only, but {file} is not "
+            f"({type(error).__name__}): copy or download it again, or convert it to safetensors"
+        ) from error
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    return facts_of(tensors), tensors.__getitem__
 
 
 def facts_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorFacts]:

@@ -6,32 +6,34 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import safetensors
 from filelock import FileLock
 from torch import Tensor
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.experts import Expert
 from evomerge.checkpoints.reading import Checkpoint
+from evomerge.checkpoints.weights import open_weights
 from evomerge.datatypes import Knob, digest_of
 from evomerge.errors import CheckpointError
+from evomerge.merging.deltas import rounded_deltas
 from evomerge.merging.inner_product import inner_product
 from evomerge.merging.serial_threads import in_order
-from evomerge.merging.tensor_file import TensorFile, file_order
-from evomerge.merging.variant import Variant, rounded_delta
+from evomerge.merging.tensor_file import TensorFile
+from evomerge.merging.variant import Variant
 
 # Part of the key: to be raised when the same experts would give other bytes or another layout.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Bank:
     """One basis per expert and tensor, in the base's dtype, memory-mapped and read-only.
 
     On disk `<cache>/banks/<key>/` holds `bank.json` and one safetensors file per expert, without
-    the tensors whose basis is zero. The key is a digest of everything that the bytes depend on. A
+    the tensors that it leaves alone. The key is a digest of everything that the bytes depend on. A
     folder of that name is complete: it is written beside, synced, then renamed.
 
     Attributes:
@@ -39,7 +41,7 @@ class Bank:
         variant: The operator with its knobs and seed.
         experts: The names that the experts have in this run, in order.
         base_digest: Of the checkpoint that the bases are added to.
-        norms: Euclidean norm of each expert's whole delta, before any operator.
+        norms: Euclidean norm of each expert's whole delta as it is merged, before any operator.
     """
 
     def __init__(self, path: Path, variant: Variant, experts: Sequence[Expert]) -> None:
@@ -50,8 +52,8 @@ class Bank:
         self.base_digest: str = facts["base"]
         self.norms: Mapping[str, float] = dict(zip(self.experts, facts["norms"], strict=True))
         try:
-            self._files = [_Mapped(path / _file_name(k)) for k in range(len(self.experts))]
-        except (OSError, safetensors.SafetensorError) as error:
+            self._files = [open_weights(path, _stem(k)) for k in range(len(self.experts))]
+        except CheckpointError as error:
             raise CheckpointError(
                 f"a bank must be complete, but {path} is not ({error}): delete that folder, it is "
                 "made again"
@@ -64,7 +66,12 @@ class Bank:
 
     def bases(self, name: str) -> list[Tensor | None]:
         """The bases of a tensor, one per expert in order; None is zero. Not to be written to."""
-        return [file.read(name) for file in self._files]
+        return [file.read(name) if name in file.facts else None for file in self._files]
+
+    def release(self) -> None:
+        """Unmap the files as soon as nothing read from them is in use; reading maps them again."""
+        for file in self._files:
+            file.release()
 
     @classmethod
     def open_or_build(
@@ -95,18 +102,6 @@ class Bank:
             except OSError as error:
                 raise _unwritable(path, error) from error
         return cls(path, variant, experts)
-
-
-class _Mapped:
-    """The tensors of a safetensors file, zero-copy; None for those that it lacks."""
-
-    def __init__(self, path: Path) -> None:
-        handle: Any = safetensors.safe_open(str(path), framework="pt")
-        self._names = frozenset(handle.keys())
-        self._handle = handle
-
-    def read(self, name: str) -> Tensor | None:
-        return self._handle.get_tensor(name) if name in self._names else None
 
 
 def _key(base: Checkpoint, experts: Sequence[Expert], anatomy: Anatomy, variant: Variant) -> str:
@@ -157,34 +152,39 @@ def _build(
 def _write_bases(
     folder: Path, base: Checkpoint, experts: Sequence[Expert], anatomy: Anatomy, variant: Variant
 ) -> list[float]:
-    """One file per expert, tensor by tensor; returns the squared norms of the experts' deltas."""
+    """One file per expert, piece by piece; returns the squared norms of the experts' deltas."""
+    names = list(base.tensors)
+    deltas = dict(zip(names, in_order(partial(rounded_deltas, base, experts), names), strict=True))
     squares = [0.0] * len(experts)
     with contextlib.ExitStack() as stack:
         files = [
-            stack.enter_context(TensorFile(folder / _file_name(k), base.tensors.values()))
+            stack.enter_context(
+                TensorFile(
+                    folder / f"{_stem(k)}.safetensors",
+                    [base.tensors[name] for name in names if deltas[name][k] is not None],
+                )
+            )
             for k in range(len(experts))
         ]
 
-        def prepare(name: str) -> tuple[str, list[Tensor | None], list[float]]:
-            weight = base.read(name)
-            deltas = [expert.delta(name) for expert in experts]
-            rounded = [
-                rounded_delta(expert, name, delta, weight.dtype)
-                for expert, delta in zip(experts, deltas, strict=True)
-            ]
-            bases = variant.bases(weight, rounded, anatomy.roles[name])
-            return name, bases, [0.0 if t is None else inner_product(t, t) for t in deltas]
+        def write(name: str) -> list[float]:
+            of_tensor = [0.0] * len(experts)
+            pieces = variant.bases(base.read(name), deltas[name], anatomy.roles[name])
+            for piece, bases in pieces:
+                for k, basis in enumerate(bases):
+                    if basis is not None:
+                        files[k].write(name, piece.start, basis)
+                        delta = piece.deltas[k]
+                        of_tensor[k] = inner_product(delta, delta, of_tensor[k])
+            return of_tensor
 
-        for name, bases, more in in_order(prepare, file_order(base.tensors)):
-            squares = [a + b for a, b in zip(squares, more, strict=True)]
-            for file, basis in zip(files, bases, strict=True):
-                if basis is not None:
-                    file.add(name, basis)
+        for of_tensor in in_order(write, names):
+            squares = [a + b for a, b in zip(squares, of_tensor, strict=True)]
     return squares
 
 
-def _file_name(k: int) -> str:
-    return f"basis_{k}.safetensors"
+def _stem(k: int) -> str:
+    return f"basis_{k}"
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:

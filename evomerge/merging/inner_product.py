@@ -1,19 +1,20 @@
-"""A sum of products that does not depend on the number of threads."""
+"""A sum of products that depends neither on the number of threads nor on the pieces."""
 
 import numpy as np
 from torch import Tensor
 
-_CHUNK = 1 << 20
+from evomerge.merging.pieces import BLOCK
 
 
-def inner_product(x: Tensor, y: Tensor) -> float:
-    """`sum_i x_i y_i` of two CPU tensors of one shape, in float64 and in a fixed order.
+def inner_product(x: Tensor, y: Tensor, before: float = 0.0) -> float:
+    """`before + sum_i x_i y_i` of two flat CPU tensors, in float64 and in a fixed order.
 
-    BLAS and torch split their sums between threads, and then the last bits tell how many.
+    A sum over a whole tensor is continued from piece to piece. BLAS and torch split their sums
+    between threads, and then the last bits tell how many.
     """
-    a, b = x.reshape(-1), y.reshape(-1)
-    total = 0.0
-    for start in range(0, a.numel(), _CHUNK):
-        products = a[start : start + _CHUNK].double() * b[start : start + _CHUNK].double()
+    total = before
+    for start in range(0, x.numel(), BLOCK):
+        products = x[start : start + BLOCK].double()
+        products.mul_(products if x is y else y[start : start + BLOCK].double())
         total += float(np.add.reduce(products.numpy()))
     return total

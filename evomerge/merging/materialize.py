@@ -15,9 +15,11 @@ from evomerge.checkpoints.reading import Checkpoint
 from evomerge.datatypes import Recipe
 from evomerge.errors import ConfigError, IncompatibleError
 from evomerge.merging.bank import Bank
+from evomerge.merging.deltas import rounded_deltas
 from evomerge.merging.native import native_mix
+from evomerge.merging.pieces import Flat, Piece
 from evomerge.merging.serial_threads import in_order, serial_threads
-from evomerge.merging.variant import Variant, rounded_delta
+from evomerge.merging.variant import Variant
 
 # Two fp32 buffers of this length and the bytes they come from stay in a core's L2 cache (2 MiB).
 _CHUNK_CPU = 3 << 15
@@ -49,9 +51,8 @@ class Materializer:
     Base and bank stay in their memory-mapped files (on a GPU: are copied to it once); the model's
     own parameters are the only other copy of the weights, and what is computed on the way has the
     size of a chunk. A bank of plain deltas also serves recipes of other operators: their bases are
-    then prepared tensor by tensor in every `write`, which costs the operator's time and, for each
-    thread, a few temporaries of one tensor in fp32 instead of a second bank on the disk, and gives
-    the same bytes as that bank would.
+    then prepared piece by piece in every `write`, which costs the operator's time instead of a
+    second bank on the disk, and gives the same bytes as that bank would.
 
     Args:
         base: The checkpoint that the model was built from.
@@ -87,9 +88,7 @@ class Materializer:
         if not on_cpu or sum(facts.n_parameters for facts in base.tensors.values()) < _SMALL_MODEL:
             n_threads = 1
         self._mixer = _Mixer(chunk_elements, n_threads, on_cpu=on_cpu)
-        self._pieces = [
-            piece for name in self._targets for piece in self._cut(name, bank.bases(name))
-        ]
+        self._pieces: list[_Piece] = []
 
     def serves(self, recipe: Recipe) -> bool:
         """Whether this bank can make the recipe's operator variant."""
@@ -107,21 +106,37 @@ class Materializer:
         variant = _served(recipe, self._bank.variant)
         with torch.no_grad():
             if variant == self._bank.variant:
-                self._mixer.mix(self._pieces, rows)
+                self._mixer.mix(self._banked_pieces(), rows)
                 return
 
             def prepare_and_mix(name: str) -> None:
-                bases = variant.bases(
-                    self._base.read(name), self._bank.bases(name), self._anatomy.roles[name]
-                )
-                self._mixer.mix_alone(self._cut(name, bases), rows)
+                weight, deltas = self._base.read(name), _flat(self._bank.bases(name))
+                bases = variant.bases(weight, deltas, self._anatomy.roles[name])
+                group, target = self._anatomy.roles[name].group, self._targets[name]
+                self._mixer.mix_alone(self._mixer.cut_each(group, bases, target), rows)
 
             for _ in in_order(prepare_and_mix, self._targets):
                 pass
 
-    def _cut(self, name: str, bases: Sequence[Tensor | None]) -> list["_Piece"]:
-        group, target = self._anatomy.roles[name].group, self._targets[name]
-        return self._mixer.cut(group, self._base.read(name), bases, target)
+    def release(self) -> None:
+        """Let go of the bank and the base (on a GPU: of their copies) until the next `write`."""
+        self._pieces = []
+        self._bank.release()
+        self._base.release()
+
+    def _banked_pieces(self) -> list["_Piece"]:
+        if not self._pieces:
+            self._pieces = [
+                piece
+                for name, target in self._targets.items()
+                for piece in self._mixer.cut(
+                    self._anatomy.roles[name].group,
+                    self._base.read(name),
+                    self._bank.bases(name),
+                    target,
+                )
+            ]
+        return self._pieces
 
 
 def merged_tensors(
@@ -149,15 +164,17 @@ def merged_tensors(
 
     def merge(name: str) -> tuple[str, Tensor]:
         role, weight = anatomy.roles[name], base.read(name)
-        if isinstance(sources, Bank):
-            bases = sources.bases(name)
-            if variant != sources.variant:
-                bases = variant.bases(weight, bases, role)
-        else:
-            deltas = [rounded_delta(e, name, e.delta(name), weight.dtype) for e in sources]
-            bases = variant.bases(weight, deltas, role)
         merged = torch.empty(weight.shape, dtype=weight.dtype)
-        mixer.mix_alone(mixer.cut(role.group, weight, bases, merged), rows)
+        if isinstance(sources, Bank) and variant == sources.variant:
+            pieces: Iterable[_Piece] = mixer.cut(role.group, weight, sources.bases(name), merged)
+        else:
+            deltas = (
+                _flat(sources.bases(name))
+                if isinstance(sources, Bank)
+                else rounded_deltas(base, sources, name)
+            )
+            pieces = mixer.cut_each(role.group, variant.bases(weight, deltas, role), merged)
+        mixer.mix_alone(pieces, rows)
         return name, merged
 
     return in_order(merge, base.tensors)
@@ -234,6 +251,17 @@ class _Mixer:
             )
         return pieces
 
+    def cut_each(
+        self,
+        group: int,
+        prepared: Iterable[tuple[Piece, list[Tensor | None]]],
+        target: Tensor,
+    ) -> Iterator[_Piece]:
+        """The pieces of a tensor whose bases come piece by piece."""
+        flat = target.view(-1)
+        for piece, bases in prepared:
+            yield from self.cut(group, piece.base, bases, flat[piece.elements])
+
     def mix_alone(self, pieces: Iterable[_Piece], rows: _Rows) -> None:
         """Write every piece on the calling thread, which may be any."""
         _mix(iter(pieces), rows, _Scratch(self._n_scratch))
@@ -275,6 +303,10 @@ def _mix(pieces: Iterator[_Piece], rows: _Rows, scratch: _Scratch) -> None:
                 basis = term.copy_(basis)
             total.add_(basis, alpha=c)
         target.copy_(base if is_base else total)
+
+
+def _flat(tensors: Iterable[Tensor | None]) -> list[Flat | None]:
+    return [None if tensor is None else tensor.reshape(-1) for tensor in tensors]
 
 
 def _n_scratch(on_cpu: bool, n_threads: int) -> int:

@@ -1,11 +1,11 @@
-"""A safetensors file that is written tensor by tensor, so that memory holds one at a time."""
+"""A safetensors file whose tensors are written in parts, in any order."""
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,41 +16,45 @@ _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF
 _ALIGNMENT = 64
 
 
-def file_order(tensors: Mapping[str, TensorFacts]) -> list[str]:
-    """Names in the order that keeps every tensor aligned to its dtype: widest first."""
-    return sorted(tensors, key=lambda name: -_item_bytes(tensors[name]))
-
-
 class TensorFile:
-    """Room for the tensors announced; those that never come take no space.
+    """Room for the tensors announced; every element of them must be written.
 
-    Used as a context manager; the file is complete and on the disk after a normal exit.
+    Used as a context manager; the file is complete and on the disk after a normal exit. Several
+    threads may write at once.
     """
 
     def __init__(self, path: Path, announced: Iterable[TensorFacts]) -> None:
-        facts = list(announced)
-        # The header comes first but is known last: room for all tensors with the longest offsets.
-        n_bytes = sum(fact.n_bytes for fact in facts)
-        longest = {fact.name: _entry(fact, n_bytes, n_bytes) for fact in facts}
-        length = 8 + len(json.dumps(longest).encode())
-        self._start = (length + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
-        self._announced = {fact.name: fact for fact in facts}
-        self._written: dict[str, Any] = {}
-        self._n_bytes = 0
-        self._file: BinaryIO = path.open("wb")
-        self._file.seek(self._start)
+        # Widest first keeps every tensor aligned to its dtype.
+        facts = sorted(announced, key=_item_bytes, reverse=True)
+        entries: dict[str, Any] = {}
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for fact in facts:
+            start, end = end, end + fact.n_bytes
+            entries[fact.name] = {
+                "dtype": _DTYPES[fact.dtype],
+                "shape": list(fact.shape),
+                "data_offsets": [start, end],
+            }
+            self._offsets[fact.name] = start
+        header = json.dumps(entries).encode()
+        self._start = -(-(8 + len(header)) // _ALIGNMENT) * _ALIGNMENT
+        self._file = path.open("wb")
+        header = header.ljust(self._start - 8)
+        self._file.write(len(header).to_bytes(8, "little") + header)
+        self._file.flush()
 
     def __enter__(self) -> Self:
         return self
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Append an announced tensor; names come in `file_order`."""
-        fact = self._announced[name]
-        content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        self._file.write(content.data)
-        end = self._n_bytes + fact.n_bytes
-        self._written[name] = _entry(fact, self._n_bytes, end)
-        self._n_bytes = end
+    def write(self, name: str, start: int, elements: Tensor) -> None:
+        """Elements of an announced tensor from `start` on; flat, in its dtype."""
+        content: Any = elements.contiguous().view(torch.uint8).numpy()
+        offset = self._start + self._offsets[name] + start * elements.itemsize
+        left = memoryview(content)
+        while left:
+            n_bytes = os.pwrite(self._file.fileno(), left, offset)
+            left, offset = left[n_bytes:], offset + n_bytes
 
     def __exit__(
         self,
@@ -60,19 +64,7 @@ class TensorFile:
     ) -> None:
         with self._file:
             if error is None:
-                header = json.dumps(self._written).encode().ljust(self._start - 8)
-                self._file.seek(0)
-                self._file.write(len(header).to_bytes(8, "little") + header)
-                self._file.flush()
                 os.fsync(self._file.fileno())
-
-
-def _entry(fact: TensorFacts, start: int, end: int) -> dict[str, Any]:
-    return {
-        "dtype": _DTYPES[fact.dtype],
-        "shape": list(fact.shape),
-        "data_offsets": [start, end],
-    }
 
 
 def _item_bytes(fact: TensorFacts) -> int:

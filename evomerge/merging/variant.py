@@ -1,18 +1,16 @@
 """An operator with its knobs set: all that its bases depend on besides the checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from evomerge.checkpoints.anatomy import TensorRole
-from evomerge.checkpoints.experts import Expert
 from evomerge.datatypes import Knob, Recipe
-from evomerge.errors import CheckpointError
 from evomerge.merging.operators import Operator, TensorContext, get_operator
 from evomerge.merging.operators.linear import task_arithmetic
+from evomerge.merging.pieces import Flat, Piece, in_pieces, piece_length
 
 
 @dataclass(frozen=True)
@@ -50,42 +48,28 @@ class Variant:
         return self.operator is task_arithmetic
 
     def bases(
-        self, base: Tensor, deltas: Sequence[Tensor | None], role: TensorRole
-    ) -> list[Tensor | None]:
-        """One basis for each delta of one tensor, rounded to the base's dtype; None is zero.
+        self, base: Tensor, deltas: Sequence[Flat | None], role: TensorRole
+    ) -> Iterator[tuple[Piece, list[Tensor | None]]]:
+        """A tensor piece by piece with its bases: flat, in the base's dtype, one for each delta.
 
-        `deltas` come from `rounded_delta`. Operators see them rounded, so that bases are the same
-        bytes whether made from the experts or from a bank of plain deltas.
+        None is zero throughout the tensor, in `deltas` (see `rounded_deltas`) as in the bases.
+        Operators see rounded deltas, so that bases are the same bytes whether made from the
+        experts or from a bank of plain deltas.
         """
-        if self.is_plain or all(delta is None for delta in deltas):
-            return list(deltas)
-        full = [
-            torch.zeros(base.shape, dtype=torch.float32) if t is None else t.to(torch.float32)
-            for t in deltas
-        ]
-        context = TensorContext(role.name, role.kind, role.layer, self.seed)
-        prepared = self.operator.prepare(base, full, self.knobs, context)
-        return [_or_none(basis.to(base.dtype)) for basis in prepared]
-
-
-def rounded_delta(
-    expert: Expert, name: str, delta: Tensor | None, dtype: torch.dtype
-) -> Tensor | None:
-    """What is kept of an expert's delta: rounded to the base's dtype, None if that is zero.
-
-    Raises:
-        CheckpointError: It is NaN or infinite, or too large for the dtype.
-    """
-    if delta is None:
-        return None
-    rounded = delta.to(dtype)
-    if not bool(torch.isfinite(rounded).all()):
-        raise CheckpointError(
-            f"the change that an expert makes must be finite, but {expert.name} changes {name} by "
-            f"NaN or infinity (as {dtype}): use a checkpoint from before its training diverged"
+        flat = base.reshape(-1)
+        if all(delta is None for delta in deltas):
+            yield Piece(0, flat, ()), [None for _ in deltas]
+            return
+        context = TensorContext(
+            role.name, role.kind, role.layer, tuple(base.shape), self.knobs, self.seed
         )
-    return _or_none(rounded)
-
-
-def _or_none(tensor: Tensor) -> Tensor | None:
-    return tensor if bool(tensor.any()) else None
+        length = flat.numel() if self.operator.whole else piece_length(len(deltas))
+        pieces = in_pieces(flat, deltas, length)
+        for piece, prepared in self.operator.bases(pieces, context):
+            yield (
+                piece,
+                [
+                    None if delta is None else basis.to(base.dtype)
+                    for delta, basis in zip(deltas, prepared, strict=True)
+                ],
+            )

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from evomerge.errors import ConfigError
 from evomerge.merging.operators import OPERATORS, TensorContext
+from evomerge.merging.pieces import BLOCK, in_pieces
 
 SHAPES = [(), (1,), (7,), (12, 9), (3, 2, 5)]
-CONTEXT = TensorContext("model.layers.0.mlp.up_proj.weight", "mlp.up", 0, seed=5)
+LARGE = (5, BLOCK // 2 + 3)  # two blocks and a bit
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,30 @@ def random(shape: Sequence[int], seed: int, scale: float = 0.01) -> Tensor:
     return (scale * torch.randn(shape, generator=generator)).bfloat16().float()
 
 
-def prepare(name: str, deltas: Sequence[Tensor], **knobs: float) -> list[Tensor]:
-    operator = OPERATORS[name]
-    base = random(deltas[0].shape, seed=99, scale=1.0).bfloat16()
-    return operator.prepare(base, deltas, operator.complete(knobs, "prepare"), CONTEXT)
+def prepare(
+    name: str,
+    deltas: Sequence[Tensor],
+    *,
+    seed: int = 5,
+    length: int = BLOCK,
+    dtype: torch.dtype = torch.bfloat16,
+    **knobs: float,
+) -> list[Tensor]:
+    """The bases of a tensor, made in pieces of this length and put together."""
+    operator, shape = OPERATORS[name], tuple(deltas[0].shape)
+    base = random(shape, seed=99, scale=1.0).to(dtype).reshape(-1)
+    context = TensorContext(
+        "model.layers.0.mlp.up_proj.weight",
+        "mlp.up",
+        0,
+        shape,
+        operator.complete(knobs, "prepare"),
+        seed,
+    )
+    length = base.numel() if operator.whole else length
+    pieces = in_pieces(base, [delta.reshape(-1) for delta in deltas], length)
+    made = [bases for _, bases in operator.bases(pieces, context)]
+    return [torch.cat(parts).reshape(shape) for parts in zip(*made, strict=True)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -73,7 +94,7 @@ def test_inputs_are_left_alone(name: str):
 
 
 def test_the_same_twice_and_with_more_threads(name: str):
-    deltas = [random((300, 400), k) for k in range(3)]
+    deltas = [random(LARGE, k) for k in range(3)]
     before = torch.get_num_threads()
     answers = []
     try:
@@ -82,6 +103,14 @@ def test_the_same_twice_and_with_more_threads(name: str):
             answers.append(prepare(name, deltas))
     finally:
         torch.set_num_threads(before)
+    for others in answers[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(answers[0], others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_same_however_long_the_pieces_are(name: str, dtype: torch.dtype):
+    deltas = [random(LARGE, k).to(dtype).float() for k in range(3)]
+    answers = [prepare(name, deltas, length=n * BLOCK, dtype=dtype) for n in (1, 2, 4)]
     for others in answers[1:]:
         assert all(torch.equal(a, b) for a, b in zip(answers[0], others, strict=True))
 
@@ -145,14 +174,9 @@ def test_bases_are_not_longer_than_their_deltas(name: str):
 
 
 def test_the_seed_matters_where_the_operator_says_so(name: str):
-    operator = OPERATORS[name]
-    knobs = operator.complete({}, "prepare")
     deltas = [random((6, 5), k) for k in range(2)]
-    answers = [
-        operator.prepare(deltas[0], deltas, knobs, TensorContext("t", "other", None, seed))[0]
-        for seed in (1, 2)
-    ]
-    assert torch.equal(*answers) != operator.seeded
+    answers = [prepare(name, deltas, seed=seed)[0] for seed in (1, 2)]
+    assert torch.equal(*answers) != OPERATORS[name].seeded
 
 
 def test_defaults_lie_in_their_ranges_and_others_are_refused(name: str):

@@ -1,13 +1,14 @@
-"""What an operator is: a name, knobs, and a function from deltas to bases."""
+"""What an operator is: a name, knobs, and functions from deltas to bases."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from evomerge.datatypes import Knob
 from evomerge.errors import ConfigError
+from evomerge.merging.pieces import Piece, Pieces
 
 Scope = Literal["prepare", "runtime"]
 
@@ -25,39 +26,64 @@ class KnobFacts:
 
 @dataclass(frozen=True, slots=True)
 class TensorContext:
-    """Where a tensor stands in the model, and the seed for whatever is random."""
+    """What is known of a tensor before its values: its place, shape, the knobs and the seed."""
 
     name: str
     kind: str
     layer: int | None
+    shape: tuple[int, ...]
+    knobs: Mapping[str, Knob]
     seed: int
 
+    @property
+    def n_elements(self) -> int:
+        """How many numbers it holds."""
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
 
-Prepare = Callable[[Tensor, Sequence[Tensor], Mapping[str, Knob], TensorContext], list[Tensor]]
+
+# What a `scan` found out and its `prepare` needs: numbers and histograms, never tensors' values.
+Statistics = Any
+Scan = Callable[[Pieces, TensorContext], Statistics]
+Prepare = Callable[[Piece, Statistics, TensorContext], list[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
     """A family of merges `W(c) = W0 + sum_k c_k D_k` of one tensor.
 
-    `prepare(base, deltas, knobs, context)` gives the bases `D_k`, one for each delta. It gets the
-    base in its own dtype and the deltas in fp32 (values that the base's dtype holds exactly), all
-    of the same shape, and every `prepare` knob; it returns fp32. It is pure, sees one tensor only,
-    answers the same whatever the number of threads, changes none of its inputs, and gives zeros
-    where all deltas are zero. The coefficients come after the selection ("late"): they never
-    change what is trimmed or elected.
+    `scan(pieces, context)` looks at the whole tensor first, in as many passes as it likes, and
+    answers with what `prepare` must know of it. `prepare(piece, statistics, context)` then gives
+    the bases `D_k` of a piece, one for each delta, fp32 and flat. Both see one tensor only, change
+    none of their inputs, and answer the same whatever the number of threads and the length of the
+    pieces (sums: `inner_product`; random numbers: by block). A delta of zero has a basis of zero.
+    The coefficients come after the selection ("late"): they never change what is trimmed or
+    elected.
 
     Attributes:
         name: As recipes spell it.
-        prepare: The function.
-        knobs: What a user may turn.
+        prepare: Makes the bases.
+        scan: Makes the statistics; None if there is nothing to know (then they are None).
+        knobs: What a user may turn; those of `prepare` are in the context.
         seeded: Whether the bases depend on the recipe's seed.
+        whole: Whether the only piece must be the whole tensor (to be viewed as `context.shape`);
+            it costs the memory of that.
     """
 
     name: str
     prepare: Prepare
+    scan: Scan | None = None
     knobs: tuple[KnobFacts, ...] = ()
     seeded: bool = False
+    whole: bool = False
+
+    def bases(self, pieces: Pieces, context: TensorContext) -> Iterator[tuple[Piece, list[Tensor]]]:
+        """Every piece of a tensor and its bases; the first comes after the scan."""
+        statistics = None if self.scan is None else self.scan(pieces, context)
+        for piece in pieces():
+            yield piece, self.prepare(piece, statistics, context)
 
     def complete(self, given: Mapping[str, Knob], scope: Scope) -> dict[str, float]:
         """All knobs of a scope: the given ones, else the defaults.

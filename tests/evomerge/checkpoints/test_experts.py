@@ -52,7 +52,8 @@ def test_base_plus_delta_is_the_expert(make_folder: Make, family: str) -> None:
         delta = expert.delta(name)
         assert delta is not None
         assert delta.dtype == torch.float32
-        torch.testing.assert_close(base.read(name) + delta, checkpoint.read(name))
+        W0 = base.read(name)
+        torch.testing.assert_close(W0 + delta.reshape(W0.shape), checkpoint.read(name))
 
 
 def test_untouched_tensors_have_no_delta(make_folder: Make) -> None:
@@ -84,7 +85,7 @@ def test_another_dtype_is_warned_of_and_subtracted_in_fp32(
     written = Checkpoint.open(tmp_path / "math").read(name)
     delta = expert.delta(name)
     assert delta is not None
-    assert torch.equal(delta, written.float() - base.read(name))
+    assert torch.equal(delta, (written.float() - base.read(name)).reshape(-1))
 
 
 @pytest.mark.parametrize("n_rows", [36, 28])
@@ -102,10 +103,25 @@ def test_shared_vocabulary_rows_are_merged_and_extra_rows_are_the_bases(
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         delta = expert.delta(name)
         assert delta is not None
-        assert delta.shape == (32, 16)
+        delta = delta.reshape(32, 16)
         theirs = Checkpoint.open(path).read(name)
         assert torch.equal(delta[:n], theirs[:n] - base.read(name)[:n])
         assert not delta[n:].any()
+
+
+@pytest.mark.parametrize("n_rows", [36, 32, 28])
+def test_parts_of_a_delta_are_the_delta(make_folder: Make, n_rows: int) -> None:
+    base = Checkpoint.open(make_folder("base"))
+    expert = open_expert("math", make_folder("math", seed=1, vocab_size=n_rows), base)
+    for name, facts in base.tensors.items():
+        whole = expert.delta(name)
+        assert whole is not None
+        for length in (1000, 37):
+            starts = range(0, facts.n_parameters, length)
+            parts = [expert.delta(name, i, min(i + length, facts.n_parameters)) for i in starts]
+            for i, part in zip(starts, parts, strict=True):
+                expected = whole[i : i + length]
+                assert torch.equal(expected, torch.zeros_like(expected) if part is None else part)
 
 
 def test_an_expert_with_tied_head_serves_an_untied_base(make_folder: Make) -> None:
@@ -114,7 +130,7 @@ def test_an_expert_with_tied_head_serves_an_untied_base(make_folder: Make) -> No
     delta = open_expert("math", path, base).delta("lm_head.weight")
     theirs = Checkpoint.open(path).read("model.embed_tokens.weight")
     assert delta is not None
-    assert torch.equal(delta, theirs - base.read("lm_head.weight"))
+    assert torch.equal(delta, (theirs - base.read("lm_head.weight")).reshape(-1))
 
 
 def test_an_untied_expert_of_a_tied_base_is_refused(make_folder: Make) -> None:

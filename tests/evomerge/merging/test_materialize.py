@@ -56,7 +56,7 @@ def test_one_hot_gives_the_expert_to_one_rounding(make_world, dtype, k):
     for name in world.base.tensors:
         base = world.base.read(name).float()
         delta = expert.delta(name)
-        delta = torch.zeros_like(base) if delta is None else delta
+        delta = torch.zeros_like(base) if delta is None else delta.reshape(base.shape)
         epsilon = torch.finfo(getattr(torch, dtype)).eps
         bound_ = epsilon / 2 * (delta.abs() + (base + delta).abs()) * 1.001 + 1e-8
         assert bool(((state[name].float() - (base + delta)).abs() <= bound_).all())
@@ -88,6 +88,18 @@ def test_weights_do_not_depend_on_what_was_written_before(world):
     materializer.write(world.varied(2))
     assert not same(model, first)
     materializer.write(world.varied(3, operator="ties"))
+    materializer.write(world.varied(1))
+    assert same(model, first)
+
+
+def test_weights_are_the_same_after_a_release(world):
+    model, materializer = bound(world)
+    materializer.write(world.varied(1))
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    materializer.release()
+    materializer.write(world.varied(2))
+    assert not same(model, first)
+    materializer.release()
     materializer.write(world.varied(1))
     assert same(model, first)
 

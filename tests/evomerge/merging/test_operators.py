@@ -1,19 +1,24 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from evomerge.errors import ConfigError
 from evomerge.merging.operators import OPERATORS, TensorContext, get_operator
+from evomerge.merging.pieces import BLOCK, in_pieces
 
-CONTEXT = TensorContext("t", "other", None, seed=1)
 
-
-def prepare(name, *deltas, **knobs):
+def prepare(name, *deltas, length=BLOCK, dtype=torch.float32, **knobs):
     operator = OPERATORS[name]
-    deltas = [torch.tensor(delta, dtype=torch.float32) for delta in deltas]
-    return operator.prepare(
-        torch.zeros_like(deltas[0]), deltas, operator.complete(knobs, "prepare"), CONTEXT
+    deltas = [torch.as_tensor(delta, dtype=torch.float32) for delta in deltas]
+    base = torch.zeros(deltas[0].numel(), dtype=dtype)
+    context = TensorContext(
+        "t", "other", None, tuple(deltas[0].shape), operator.complete(knobs, "prepare"), seed=1
     )
+    made = [bases for _, bases in operator.bases(in_pieces(base, deltas, length), context)]
+    return [torch.cat(parts) for parts in zip(*made, strict=True)]
 
 
 def test_a_misspelled_operator_is_answered_with_the_nearest():
@@ -64,6 +69,55 @@ def test_frozen_ties_is_the_published_merge_at_one():
     M = (trimmed * agrees).sum(axis=0) / np.maximum(1, agrees.sum(axis=0))
     merged = sum(prepare("ties", *t, density=0.2))
     np.testing.assert_allclose(merged.numpy(), M, rtol=1e-6, atol=1e-7)
+
+
+def whole_tensor_ties(deltas, density):
+    """The formula on whole tensors, trimmed by sorting."""
+    trimmed = []
+    for delta in deltas:
+        n_kept = max(1, round(density * delta.numel()))
+        threshold = delta.abs().kthvalue(delta.numel() - n_kept + 1).values
+        trimmed.append(delta * (delta.abs() >= threshold))
+    elected = sum(trimmed).sign()
+    n_positive, n_negative = int((elected > 0).sum()), int((elected < 0).sum())
+    elected[elected == 0] = -1.0 if n_negative > n_positive else 1.0
+    agreeing = [t * (t.sign() == elected) for t in trimmed]
+    count = sum((t != 0).float() for t in agreeing).clamp(min=1.0)
+    return [t / count for t in agreeing]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n_elements", [1, 2, 7, 1000, 2 * BLOCK + 77])
+@pytest.mark.parametrize("n_levels", [0, 1, 3, 100_000])
+def test_ties_in_pieces_is_ties_on_the_whole_bit_for_bit(dtype, n_elements, n_levels):
+    generator = torch.Generator().manual_seed(n_elements + n_levels)
+    for density in (0.01, 0.2, 0.5, 1.0):
+        t = torch.randn(3, n_elements, generator=generator)
+        # Few levels: many entries are zero or equal the threshold; one expert changes little.
+        t = (t * n_levels / 3).round() / max(1, n_levels) * torch.tensor([[1e-3], [2e-3], [1e-7]])
+        t = t.to(dtype).float()
+        bases = prepare("ties", *t, dtype=dtype, density=density)
+        for basis, expected in zip(bases, whole_tensor_ties(t, density), strict=True):
+            assert torch.equal(basis.view(torch.int32), expected.view(torch.int32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 12)),
+        elements=st.one_of(
+            st.sampled_from([0.0, -0.0, 2.0**-149, -(2.0**-149), 0.5, -0.5, 0.25]),
+            st.floats(-(2.0**100), 2.0**100, width=32),
+        ),
+    ),
+    st.floats(0.01, 1.0),
+)
+def test_ties_is_the_formula_on_awkward_numbers(deltas, density):
+    t = torch.from_numpy(deltas)
+    bases = prepare("ties", *t, density=density)
+    for basis, expected in zip(bases, whole_tensor_ties(t, density), strict=True):
+        assert torch.equal(basis.view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.parametrize(("cos", "n", "r"), [(0.6, 2, 0.75), (0.6, 4, 6 / 7), (0.0, 3, 0.0)])
