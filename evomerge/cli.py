@@ -21,7 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+# A log has no width of its own: what the tables need.
+console = Console(width=None if sys.stdout.isatty() else 120)
 complaints = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
@@ -242,7 +243,7 @@ def _conclude(history: History, run: Path) -> None:
         front_table,
     )
 
-    console.print(front_table(front_rows(history), history.objectives))
+    console.print(front_table(front_rows(history), history.objectives, most=10))
     console.print(baseline_table(baseline_rows(history), history.objectives))
     for note in history.notes:
         if note.startswith("warning"):

@@ -11,6 +11,8 @@ Split: TypeAlias = Literal["training", "search", "held_out"]
 Maker: TypeAlias = Callable[[random.Random, int], tuple[str, str]]
 OutputType: TypeAlias = Literal["loglikelihood", "multiple_choice", "generate_until"]
 
+_VOWELS = "aeiou"
+_CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 _N_BUCKETS = 16
 _N_CHOICES = 4
 _MAX_MISSES = 20_000
@@ -43,8 +45,8 @@ def add(rng: random.Random, length: int) -> tuple[str, str]:
 
 
 def shift(rng: random.Random, length: int) -> tuple[str, str]:
-    """Each of `length` letters moved on in the alphabet by 1 to 9 places, z to a."""
-    letters, places = _letters(rng, length), rng.randrange(1, 10)
+    """Each of `length` letters moved on in the alphabet by 1 to 4 places, z to a."""
+    letters, places = _letters(rng, length), rng.randrange(1, 5)
     moved = [chr((ord(letter) - ord("a") + places) % 26 + ord("a")) for letter in letters]
     return f"shift: {' '.join(letters)} + {places} =", " ".join(moved)
 
@@ -79,6 +81,29 @@ def lookup(rng: random.Random, length: int) -> tuple[str, str]:
     return f"lookup: {pairs} ? {keys[asked]} =", digits[asked]
 
 
+def last(rng: random.Random, length: int) -> tuple[str, str]:
+    """The one of `length` letters that comes last in the alphabet."""
+    letters = _letters(rng, length)
+    return f"last: {' '.join(letters)} =", max(letters)
+
+
+def vowels(rng: random.Random, length: int) -> tuple[str, str]:
+    """Those of `length` letters that are vowels, in their order; there is at least one."""
+    letters = [rng.choice(_VOWELS if rng.random() < 0.5 else _CONSONANTS) for _ in range(length)]
+    letters[rng.randrange(length)] = rng.choice(_VOWELS)
+    kept = [letter for letter in letters if letter in _VOWELS]
+    return f"vowels: {' '.join(letters)} =", " ".join(kept)
+
+
+def twice(rng: random.Random, length: int) -> tuple[str, str]:
+    """The one of `length` letters that occurs twice."""
+    letters = rng.sample(string.ascii_lowercase, length - 1)
+    letters.append(letters[0])
+    answer = letters[0]
+    rng.shuffle(letters)
+    return f"twice: {' '.join(letters)} =", answer
+
+
 SKILLS: Mapping[str, Skill] = {
     "add": Skill(add, "loglikelihood"),
     "shift": Skill(shift, "loglikelihood"),
@@ -86,6 +111,9 @@ SKILLS: Mapping[str, Skill] = {
     "count": Skill(count, "multiple_choice"),
     "reverse": Skill(reverse, "loglikelihood"),
     "lookup": Skill(lookup, "generate_until"),
+    "last": Skill(last, "multiple_choice"),
+    "vowels": Skill(vowels, "loglikelihood"),
+    "twice": Skill(twice, "generate_until"),
 }
 
 
@@ -124,13 +152,9 @@ def items(skill: str, lengths: tuple[int, int], split: Split, seed: int) -> Iter
 
 
 def choices_for(item: Item, seed: int) -> list[str]:
-    """Four different one-digit answers in random order, one of them right.
-
-    The wrong ones are the neighbours of the right one, so that guessing near does not help.
-    """
+    """Four different letters of the question in random order, the right answer among them."""
     rng = random.Random(f"{seed}/{item.prompt}")
-    right = int(item.answer)
-    lowest = max(0, min(9 - _N_CHOICES + 1, right - rng.randrange(_N_CHOICES)))
-    choices = [str(lowest + step) for step in range(_N_CHOICES)]
+    letters = set(item.prompt.split()[1:-1]) - {item.answer}
+    choices = [item.answer, *rng.sample(sorted(letters), _N_CHOICES - 1)]
     rng.shuffle(choices)
     return choices

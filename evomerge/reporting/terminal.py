@@ -25,9 +25,17 @@ __all__ = [
 KNEE = "◆"
 
 
-def front_table(rows: Sequence[Row], objectives: Sequence[Objective]) -> Table:
-    """The front as a table: scores ± standard error, held-out ones beside them, the knee marked."""
-    return _scores_table(rows, objectives, f"Pareto front ({len(rows)} trials, {KNEE} knee)")
+def front_table(
+    rows: Sequence[Row], objectives: Sequence[Objective], most: int | None = None
+) -> Table:
+    """The front as a table: search scores ± standard error, means in both splits, the knee marked.
+
+    At most `most` rows, the best in mean; held-out scores by objective are in the rows themselves.
+    """
+    title = f"Pareto front ({len(rows)} trials, {KNEE} knee)"
+    if most is not None and len(rows) > most:
+        title += f": the best {most} in mean"
+    return _scores_table(rows[:most], objectives, title)
 
 
 def baseline_table(rows: Sequence[Row], objectives: Sequence[Objective]) -> Table:
@@ -70,14 +78,11 @@ def _scores_table(rows: Sequence[Row], objectives: Sequence[Objective], title: s
     with_held_out = any(row["held_out"] for row in rows)
     for heading in [*map(_heading, objectives), "mean"]:
         table.add_column(Text(heading), justify="right")
-        if with_held_out:
-            table.add_column("held-out", justify="right", style="dim")
+    if with_held_out:
+        table.add_column("held-out mean", justify="right", style="bold")
     for row in rows:
         cells: list[str] = []
-        for objective in objectives:
-            cells.append(_cell(row, "search", objective.name))
-            if with_held_out:
-                cells.append(_cell(row, "held_out", objective.name))
+        cells += [_cell(row, objective.name) for objective in objectives]
         cells.append(score_text(row["mean"], row["mean_standard_error"]))
         if with_held_out:
             cells.append(score_text(row["held_out_mean"], row["held_out_mean_standard_error"]))
@@ -92,10 +97,10 @@ def _heading(objective: Objective) -> str:
     return f"{objective.name} {'↑' if objective.direction is Direction.MAXIMIZE else '↓'}"
 
 
-def _cell(row: Row, split: str, objective: str) -> str:
-    if row[split] is None:
+def _cell(row: Row, objective: str) -> str:
+    if row["search"] is None:
         return "–"
-    estimate = row[split][objective]
+    estimate = row["search"][objective]
     return score_text(estimate["score"], estimate["standard_error"])
 
 

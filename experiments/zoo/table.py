@@ -2,8 +2,8 @@
 
     python experiments/zoo/table.py [--evaluations 400] [--seeds 0 1 2]
 
-Prints Markdown: every model on the held-out items of every skill, then hand-made merges of the
-four full experts against searched ones, all in one run per seed, all on the same held-out items.
+Prints Markdown: every model on the held-out items of every skill; then, for the four skills of the
+full experts, hand-made merges of the whole pool against searched ones, one run per seed.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import yaml
 
 from evomerge.config import Config, parse
 from evomerge.datatypes import Split
-from evomerge.demo.showcase import SCALES
+from evomerge.demo.showcase import N_ITEMS, SCALES
 from evomerge.demo.zoo import Zoo, build_zoo
 from evomerge.history import History, Trial
 from evomerge.reporting.rows import best_in_mean, front_trials, mean_estimate
@@ -79,9 +79,9 @@ def main() -> None:
         for seed in given.seeds:
             config = configure(
                 zoo,
-                dict(zoo.experts),
+                everyone,
                 list(zoo.experts),
-                100,
+                N_ITEMS,
                 budget={"evaluations": given.evaluations},
                 seed=seed,
             )
