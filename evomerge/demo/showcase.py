@@ -29,7 +29,7 @@ from evomerge.session import bind_space
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """A global scale is the merge that people tune by hand: the search has to beat the best."""
 
-N_ITEMS = 150
+N_ITEMS = 200
 """Search items per objective; all 500 held-out items judge the result."""
 
 _CONFIG = """\
@@ -40,6 +40,11 @@ experts:
 {experts}
 objectives:
 {objectives}
+# Two numbers per expert, at the first and at the last layer; around the uniform average of six.
+space:
+  coefficients: {{map: depth_spline, knots: 2, low: -0.2, high: 0.8}}
+# CMA-ES climbs the mean of the objectives; the front keeps every trade-off met on the way.
+sampler: {{name: cma_es, sigma: 0.15, weights: {{{weights}}}}}
 baselines: {{scales: {scales}}}
 budget: {{evaluations: {evaluations}}}
 # One thread is enough for models of this size, and does not wait for a busy core.
@@ -66,7 +71,9 @@ def run_demo(folder: Path, *, evaluations: int, seed: int, console: Console) -> 
     console.print(str(zoo.folder), style="bold", soft_wrap=True)
 
     console.rule("2. search")
-    config = _write_config(folder / "demo.yaml", zoo, evaluations, seed)
+    written = folder / "demo.yaml"
+    written.write_text(demo_yaml(zoo, evaluations=evaluations, seed=seed), encoding="utf-8")
+    config = read_config(written)
     run = folder / "run"
     history = _search(config, run, console, evaluations)
     console.print(front_table(front_rows(history), history.objectives, most=10))
@@ -89,26 +96,24 @@ def run_demo(folder: Path, *, evaluations: int, seed: int, console: Console) -> 
     return best
 
 
-def _write_config(path: Path, zoo: Zoo, evaluations: int, seed: int) -> Config:
-    path.write_text(
-        _CONFIG.format(
-            zoo=zoo.folder.name,
-            experts="\n".join(
-                f"  {name}: {zoo.folder.name}/{expert.relative_to(zoo.folder)}"
-                for name, expert in {**zoo.experts, **zoo.adapters}.items()
-            ),
-            objectives="\n".join(
-                f"  - {{name: {name}, lm_eval: {zoo.folder.name}/tasks/{name}.yaml, "
-                f"items: {N_ITEMS}}}"
-                for name in zoo.experts
-            ),
-            scales=list(SCALES),
-            evaluations=evaluations,
-            seed=seed,
+def demo_yaml(zoo: Zoo, *, evaluations: int, seed: int) -> str:
+    """The demo's configuration, with paths relative to the folder that the zoo is in."""
+    name_of_zoo = zoo.folder.name
+    return _CONFIG.format(
+        zoo=name_of_zoo,
+        experts="\n".join(
+            f"  {name}: {name_of_zoo}/{expert.relative_to(zoo.folder)}"
+            for name, expert in {**zoo.experts, **zoo.adapters}.items()
         ),
-        encoding="utf-8",
+        objectives="\n".join(
+            f"  - {{name: {name}, lm_eval: {name_of_zoo}/tasks/{name}.yaml, items: {N_ITEMS}}}"
+            for name in zoo.experts
+        ),
+        weights=", ".join(f"{name}: 1" for name in zoo.experts),
+        scales=list(SCALES),
+        evaluations=evaluations,
+        seed=seed,
     )
-    return read_config(path)
 
 
 def _search(config: Config, run: Path, console: Console, evaluations: int) -> History:

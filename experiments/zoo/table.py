@@ -1,6 +1,6 @@
 """The reference zoo as a test-bed: what its models know, and what merging them can reach.
 
-    python experiments/zoo/table.py [--evaluations 400] [--seeds 0 1 2]
+    python experiments/zoo/table.py [--evaluations 600] [--seeds 0 1 2]
 
 Prints Markdown: every model on the held-out items of every skill; then, for the four skills of the
 full experts, hand-made merges of the whole pool against searched ones, one run per seed.
@@ -13,29 +13,28 @@ from pathlib import Path
 
 import yaml
 
-from evomerge.config import Config, parse
+from evomerge.config import parse
 from evomerge.datatypes import Split
-from evomerge.demo.showcase import N_ITEMS, SCALES
+from evomerge.demo.showcase import demo_yaml
 from evomerge.demo.zoo import Zoo, build_zoo
 from evomerge.history import History, Trial
 from evomerge.reporting.rows import best_in_mean, front_trials, mean_estimate
 from evomerge.search import start
 
 
-def configure(
-    zoo: Zoo, experts: dict[str, Path], skills: Sequence[str], items: int | None, **changes: object
-) -> Config:
-    """A configuration over some of the zoo's models and skills."""
+def everyone_yaml(zoo: Zoo) -> str:
+    """All models on all skills, baselines only."""
+    experts = {**zoo.experts, **zoo.adapters}
     plain = {
         "base": str(zoo.base),
         "experts": {name: str(path) for name, path in experts.items()},
         "objectives": [
-            {"name": skill, "lm_eval": str(zoo.tasks[skill]), "items": items} for skill in skills
+            {"name": skill, "lm_eval": str(zoo.tasks[skill]), "items": 20} for skill in experts
         ],
-        "baselines": {"scales": list(SCALES)},
-        **changes,
+        "budget": {"evaluations": 0},
+        "workers": {"threads": 1},
     }
-    return parse(yaml.safe_dump(plain, sort_keys=False), folder=Path.cwd())
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def row(name: str, cells: Sequence[str]) -> str:
@@ -64,30 +63,27 @@ def print_table(history: History, trials: dict[str, Trial]) -> None:
 def main() -> None:
     """Build the zoo if it is not there, run, print."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--evaluations", type=int, default=400)
+    arguments.add_argument("--evaluations", type=int, default=600)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = arguments.parse_args()
     zoo = build_zoo()
     with tempfile.TemporaryDirectory() as scratch:
-        everyone = {**zoo.experts, **zoo.adapters}
-        config = configure(zoo, everyone, list(everyone), 20, budget={"evaluations": 0})
+        config = parse(everyone_yaml(zoo), folder=Path.cwd())
         history = start(config, Path(scratch) / "all")
         print("Every model on every skill, held-out items:\n")
-        names = ["base", *(f"expert:{name}" for name in everyone)]
-        print_table(history, {name: history.trials[name] for name in names})
+        print_table(history, {t.name: t for t in history.trials.values() if is_model(t)})
 
         for seed in given.seeds:
-            config = configure(
-                zoo,
-                everyone,
-                list(zoo.experts),
-                N_ITEMS,
-                budget={"evaluations": given.evaluations},
-                seed=seed,
-            )
+            text = demo_yaml(zoo, evaluations=given.evaluations, seed=seed)
+            config = parse(text, folder=zoo.folder.parent)
             history = start(config, Path(scratch) / f"search-{seed}")
             print_table(history, rivals(history))
             print(f"(search seed {seed}; {given.evaluations} candidates; {front(history)})\n")
+
+
+def is_model(trial: Trial) -> bool:
+    """Whether a baseline is one of the zoo's own models."""
+    return trial.name == "base" or trial.name.startswith("expert:")
 
 
 def rivals(history: History) -> dict[str, Trial]:
