@@ -75,9 +75,10 @@ def test_tables_show_every_score_with_its_standard_error(run_of: Runs) -> None:
     rows = front_rows(history)
     text = shown(front_table(rows, history.objectives))
     for row in rows:
-        for split in ("search", "held_out"):
-            for estimate in row[split].values():
-                assert score_text(estimate["score"], estimate["standard_error"]) in text
+        for estimate in row["search"].values():
+            assert score_text(estimate["score"], estimate["standard_error"]) in text
+        for mean in ("mean", "held_out_mean"):
+            assert score_text(row[mean], row[f"{mean}_standard_error"]) in text
     assert f"{pick(history).name} ◆" in text
     baselines = shown(baseline_table(baseline_rows(history), history.objectives))
     assert all(name in baselines for name in ("base", "expert:law", "ties", "random_delta"))
@@ -174,3 +175,12 @@ def test_hypervolumes_of_a_moving_reference_are_measured_again(run_of: Runs) -> 
     first = moving.fronts[0]
     losses = moving.losses([moving.trials[n] for n in first.trials])
     assert volumes[0] == pytest.approx(hypervolume(losses, moving.fronts[-1].reference))
+
+
+def test_a_long_front_shows_its_best_rows_and_says_so(run_of: Runs) -> None:
+    _, history = run_of()
+    rows = front_rows(history)
+    table = front_table(rows, history.objectives, most=3)
+    assert table.row_count == 3
+    assert f"({len(rows)} trials" in str(table.title)
+    assert "best 3 in mean" in str(table.title)
