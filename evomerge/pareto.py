@@ -140,10 +140,11 @@ def prefer(losses: ArrayLike, weights: Sequence[float]) -> int:
 
 
 def spread(losses: ArrayLike, n_points: int) -> list[int]:
-    """Choose points that stand for a whole front: the best per objective, then the farthest.
+    """Choose points that stand for a whole front: those that people take, then the farthest.
 
-    The best in sum comes first, then the best of each objective, then always the point that is
-    farthest from those chosen already (Gonzalez 1985), on losses normalised to [0, 1].
+    First the best in mean of the losses as they are, the knee, and the best of each objective;
+    then always the point that is farthest from those chosen already (Gonzalez 1985), on losses
+    normalised to [0, 1].
 
     Args:
         losses: `(n_points, n_objectives)` losses; no points are allowed.
@@ -161,7 +162,8 @@ def spread(losses: ArrayLike, n_points: int) -> list[int]:
     if n_points <= 0:
         return []
     z = _scaled(points)
-    first = [_first_smallest(z.sum(axis=1)), *(_first_smallest(column) for column in z.T)]
+    best_in_mean = int(np.argmin(points.mean(axis=1)))
+    first = [best_in_mean, knee(points), *(_first_smallest(column) for column in z.T)]
     chosen = list(dict.fromkeys(first))[:n_points]
     gaps = np.linalg.norm(z[:, None] - z[chosen][None], axis=2).min(axis=1)
     gaps[chosen] = -1.0  # also among equal points, none is chosen twice

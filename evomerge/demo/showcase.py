@@ -29,7 +29,7 @@ from evomerge.session import bind_space
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """A global scale is the merge that people tune by hand: the search has to beat the best."""
 
-N_ITEMS = 200
+N_ITEMS = 250
 """Search items per objective; all 500 held-out items judge the result."""
 
 _CONFIG = """\

@@ -21,8 +21,7 @@ def run(tiny_zoo, tmp_path_factory):
         "base": str(tiny_zoo.base),
         "experts": {n: str(p) for n, p in {**tiny_zoo.experts, **tiny_zoo.adapters}.items()},
         "objectives": [
-            {"name": s, "lm_eval": str(t), "items": 20}
-            for s, t in tiny_zoo.tasks.items()
+            {"name": s, "lm_eval": str(t), "items": 20} for s, t in tiny_zoo.tasks.items()
         ],
         "budget": {"evaluations": 6},
         "workers": {"threads": 1},

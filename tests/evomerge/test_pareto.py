@@ -229,13 +229,14 @@ def test_importing_pareto_is_cheap() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_spread_takes_the_best_of_each_objective_and_then_the_gaps():
+def test_spread_takes_what_people_take_and_then_the_gaps():
     t = np.linspace(0.0, 1.0, 101)
-    losses = np.column_stack([t, (1.0 - t) ** 2])
-    chosen = spread(losses, 5)
-    assert chosen[0] == int(np.argmin(losses.sum(axis=1)))
+    losses = np.column_stack([t, 3.0 * (1.0 - t) ** 2])
+    chosen = spread(losses, 6)
+    assert chosen[0] == int(np.argmin(losses.mean(axis=1)))
+    assert chosen[1] == knee(losses)
     assert {0, 100} <= set(chosen)
-    assert len(set(chosen)) == 5
+    assert len(set(chosen)) == 6
     assert spread(losses, 200) == list(range(101))
     assert spread(losses, 0) == []
     assert spread(np.zeros((3, 2)), 2) in ([0, 1], [0, 2])

@@ -175,9 +175,7 @@ def test_lm_eval_scores_the_tasks_as_training_does(
     )
     scores = {name: result for name, result in found["results"].items()}
     for plan in TINY_RECIPE.plans:
-        asked = list(
-            islice(items(plan.skill, plan.lengths, "held_out", 1), TINY_RECIPE.n_held_out)
-        )
+        asked = list(islice(items(plan.skill, plan.lengths, "held_out", 1), TINY_RECIPE.n_held_out))
         exact = exact_match(model, tokenizer, asked)
         result = scores[f"zoo_{plan.skill}"]
         if SKILLS[plan.skill].output_type == "multiple_choice":
