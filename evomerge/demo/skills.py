@@ -108,7 +108,7 @@ SKILLS: Mapping[str, Skill] = {
     "add": Skill(add, "loglikelihood"),
     "shift": Skill(shift, "loglikelihood"),
     "sort": Skill(sort, "loglikelihood"),
-    "count": Skill(count, "multiple_choice"),
+    "count": Skill(count, "loglikelihood"),
     "reverse": Skill(reverse, "loglikelihood"),
     "lookup": Skill(lookup, "generate_until"),
     "last": Skill(last, "multiple_choice"),

@@ -34,7 +34,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("skill", SKILLS)
+@pytest.mark.parametrize("skill", LENGTHS)
 def test_splits_share_no_prompt_whatever_the_seed(skill: str) -> None:
     def prompts(split: str, seed: int) -> set[str]:
         return {item.prompt for item in islice(items(skill, LENGTHS[skill], split, seed), 500)}
@@ -45,6 +45,21 @@ def test_splits_share_no_prompt_whatever_the_seed(skill: str) -> None:
     assert not search & held_out
     assert not (search | held_out) & training
     assert {split_of(prompt) for prompt in training} == {"training"}
+
+
+def test_steering_brings_up_what_lags_and_ends_when_all_is_learned() -> None:
+    from evomerge.demo.training import Mixture, Source
+
+    sources = [Source("sort", (3, 5), 1.0, 0.3), Source("reverse", (3, 5), 1.0, 0.3)]
+    mixture = Mixture(sources, batch_size=100, seed=0)
+    for _ in range(40):  # sorting is always right, reversing never
+        mixture.tell([item.prompt.startswith("sort") for item in mixture.draw()])
+    assert not mixture.is_learned
+    assert sum(item.prompt.startswith("reverse") for item in mixture.draw()) > 90
+    for _ in range(40):
+        mixture.tell([True] * len(mixture.draw()))
+    assert mixture.is_learned
+    assert not Mixture([Source("sort", (3, 5), 1.0)], 100, 0).is_learned
 
 
 def test_items_are_the_same_for_the_same_seed() -> None:
@@ -173,11 +188,10 @@ def test_lm_eval_scores_the_tasks_as_training_does(
         task_manager=manager,
         bootstrap_iters=0,
     )
-    scores = {name: result for name, result in found["results"].items()}
     for plan in TINY_RECIPE.plans:
         asked = list(islice(items(plan.skill, plan.lengths, "held_out", 1), TINY_RECIPE.n_held_out))
         exact = exact_match(model, tokenizer, asked)
-        result = scores[f"zoo_{plan.skill}"]
+        result = found["results"][f"zoo_{plan.skill}"]
         if SKILLS[plan.skill].output_type == "multiple_choice":
             assert result["acc,none"] >= exact  # four choices instead of all letters
         elif SKILLS[plan.skill].output_type == "generate_until":
