@@ -64,7 +64,7 @@ def main() -> None:
     """Build the zoo if it is not there, run, print."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--evaluations", type=int, default=500)
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     given = arguments.parse_args()
     zoo = build_zoo()
     with tempfile.TemporaryDirectory() as scratch:
