@@ -1,6 +1,6 @@
 """The reference zoo as a test-bed: what its models know, and what merging them can reach.
 
-    python experiments/zoo/table.py [--evaluations 500] [--seeds 0 1 2]
+    python experiments/zoo/table.py [--evaluations 400] [--seeds 0 1 2]
 
 Prints Markdown: every model on the held-out items of every skill; then, for the four skills of the
 full experts, hand-made merges of the whole pool against searched ones, one run per seed.
@@ -63,7 +63,7 @@ def print_table(history: History, trials: dict[str, Trial]) -> None:
 def main() -> None:
     """Build the zoo if it is not there, run, print."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--evaluations", type=int, default=500)
+    arguments.add_argument("--evaluations", type=int, default=400)
     arguments.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     given = arguments.parse_args()
     zoo = build_zoo()
