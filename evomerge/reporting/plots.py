@@ -33,6 +33,11 @@ INK, MUTED, GRID = "#1f2430", "#6b7280", "#e7e9ee"
 DOMINATED, BASELINE, CURVE = "#b4bccb", "#d9480f", "#3b5bdb"
 FONT: dict[str, Any] = {"fontsize": 9, "color": INK, "parse_math": False}
 
+MOST_NAMES = 12
+"""Baselines that are all named; of more, only the landmarks and the experts are."""
+
+LANDMARKS = ("base", "uniform_average", "random_delta")
+
 
 def front_png(history: History, path: Path) -> Path:
     """Draw all trials, the front with its standard errors, the baselines and the hypervolume.
@@ -245,7 +250,7 @@ def _draw_key(axes: Axes, marks: Any, history: History) -> None:
 
 def _label_points(axes: Axes, history: History, x: Objective, y: Objective) -> None:
     """Name baselines and knee where there is room: best first, then farther away with a line."""
-    named = [t for t in baseline_trials(history) if t.search is not None]
+    named = _worth_naming(history)
     colours = {t.name: BASELINE for t in named}
     knee = knee_of(history)
     if knee is not None and knee not in colours:
@@ -295,6 +300,14 @@ def _label_points(axes: Axes, history: History, x: Objective, y: Objective) -> N
                 arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkB": 3},
                 zorder=7,
             )
+
+
+def _worth_naming(history: History) -> list[Trial]:
+    """The scored baselines; of many, those that everybody looks for."""
+    named = [t for t in baseline_trials(history) if t.search is not None]
+    if len(named) <= MOST_NAMES:
+        return named
+    return [t for t in named if t.name in LANDMARKS or t.name.startswith("expert:")]
 
 
 def _offsets(nearest: float) -> list[tuple[float, float, float]]:
