@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from evomerge.errors import ConfigError, EvomergeError
+from evomerge.errors import ConfigError, EvomergeError, RunError
 from evomerge.history import History, read_history
 
 app = typer.Typer(
@@ -41,6 +41,13 @@ def main() -> None:
     except EvomergeError as error:
         complaints.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # The environment's doing wherever it strikes: a full disk, a missing folder, no permission.
+        text = (
+            f"files must be readable and writable, but {error}: check path, rights and free space"
+        )
+        complaints.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+        sys.exit(RunError.exit_code)
     except KeyboardInterrupt:
         complaints.print("interrupted; what was evaluated is kept: continue with `evomerge resume`")
         sys.exit(130)
@@ -63,7 +70,6 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     """Open everything a run needs and evaluate one candidate; starts no run."""
     from evomerge.config import read_config
     from evomerge.datatypes import Job
-    from evomerge.errors import RunError
     from evomerge.preview import cost, preview
     from evomerge.session import Session
 

@@ -238,26 +238,20 @@ class Driver:
         return names
 
     def _submit(self, name: str, split: Split) -> None:
-        event: Event = {
-            "event": "asked",
-            "trial": name,
-            "split": split.value,
-            "recipe_digest": self._recipes[name].digest,
-        }
-        candidate = self._candidates.get(name)
-        if candidate is None:
-            event |= {"generation": -1, "recipe": self._recipes[name].to_json()}
-        else:
-            event |= {"generation": candidate.generation, "u": list(candidate.u)}
-        if split is Split.HELD_OUT:
-            for key in ("recipe", "u"):
-                event.pop(key, None)
+        event: Event = {"event": "asked", "trial": name, "split": split.value}
+        if split is Split.SEARCH:
+            event["recipe_digest"] = self._recipes[name].digest
+            candidate = self._candidates.get(name)
+            if candidate is None:
+                event |= {"generation": -1, "recipe": self._recipes[name].to_json()}
+            else:
+                event |= {"generation": candidate.generation, "u": list(candidate.u)}
         self._append(event)
         self._evaluate(name, split)
 
     def _evaluate(self, name: str, split: Split) -> None:
         """Have a question answered: from what is known already, else by a worker."""
-        same = self._scored_as.get(self._recipes[name].digest)
+        same = self._scored_as.get(self.history.trials[name].recipe_digest)
         if split is Split.SEARCH and same is not None:
             estimates = self.history.trials[same].search
             assert estimates is not None  # that is what being scored means

@@ -54,6 +54,11 @@ def test_check_search_status_front_report_export_as_a_user(write_config, tmp_pat
     assert (run / "views" / "report.html").stat().st_size > 100_000
     assert (run / "views" / "front.png").read_bytes().startswith(b"\x89PNG")
 
+    nowhere = evomerge("report", run, "--page", tmp_path / "config.yaml" / "report.html")
+    assert nowhere.returncode == 6
+    assert nowhere.stderr.startswith("error: files must be readable and writable")
+    assert nowhere.stderr.count("\n") == 1
+
     exported = evomerge("export", run, "--prefer", "sort=2,twice=1", "--out", tmp_path / "merged")
     assert exported.returncode == 0, exported.stderr
     assert "scores as journaled" in exported.stdout
