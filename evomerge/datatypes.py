@@ -33,12 +33,28 @@ class Split(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Statistic:
+    """How the answers to items become one score.
+
+    `target` names a function of the `(n_items, n_columns)` answers (`package.module:name`), or is
+    `mean` (of one column) or `exact` (one item whose answer is the score, without an error).
+    """
+
+    target: str = "mean"
+    n_columns: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
-    """One number to optimise. `worst` is its hypervolume reference in score units, if declared."""
+    """One number to optimise. `worst` is its hypervolume reference in score units, if declared.
+
+    `statistic` is the fitness's to say: how its answers to items become the score.
+    """
 
     name: str
     direction: Direction = Direction.MAXIMIZE
     worst: float | None = None
+    statistic: Statistic = Statistic()
 
     def loss(self, score: float) -> float:
         """Orient a score so that less is better: the only place where a sign flips."""
@@ -182,7 +198,8 @@ class Failure:
 class Evaluation:
     """What a worker answers to a job.
 
-    `responses[objective]` has one finite number per item, in the order of the job's items;
+    `responses[objective]` has one finite number per item, in the order of the job's items (with a
+    statistic of several columns: so many numbers per item, item by item);
     `seconds` is wall time by phase (`materialize`, `respond`, `total`). With a `failure` there
     are no responses.
     """
@@ -191,6 +208,18 @@ class Evaluation:
     responses: Mapping[str, tuple[float, ...]]
     seconds: Mapping[str, float]
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What one model answered to some items of one objective in one split.
+
+    `items` are their `(n_items,)` numbers in the split, each once; `values` the answers, in the
+    same order, shape `(n_items,)`.
+    """
+
+    items: NDArray[np.int64]
+    values: FloatArray
 
 
 @dataclass(frozen=True, slots=True)

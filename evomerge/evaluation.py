@@ -23,12 +23,15 @@ from evomerge.datatypes import (
     ItemFacts,
     Job,
     Knob,
+    Objective,
     Recipe,
     Spec,
     Split,
     WorkerFacts,
+    digest_of,
 )
 from evomerge.errors import ConfigError, TaskError
+from evomerge.live_model import LoadedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -183,9 +186,19 @@ class Worker:
             models.base, device, trust_remote_code=setup.models.trust_remote_code
         )
         self._materializer = Materializer(models.base, bank, models.anatomy, model)
-        self._model = model
+        self._live = LoadedModel(
+            model,
+            tokenizer,
+            recipe=self._recipe_of("base"),
+            experts=tuple(expert.name for expert in models.experts),
+            groups=models.anatomy.groups,
+            digest=digest_of(models.digests),
+            cache=self._cache,
+            writer=lambda name: self._materializer.write(self._recipe_of(name)),
+            compare=self._materializer.weights,
+        )
         for fitness in self._fitness:
-            fitness.bind(model, tokenizer)
+            fitness.bind(self._live)
         self.facts = WorkerFacts(
             model_digests=models.digests,
             groups=models.anatomy.groups,
@@ -193,7 +206,22 @@ class Worker:
             items=tuple(facts for pair in items for facts in pair),
             model_bytes=models.base.n_bytes,
             norms=bank.norms,
-            warnings=(*models.warnings, *filter(None, [disparity_warning(bank.norms)])),
+            warnings=(
+                *models.warnings,
+                *filter(None, [disparity_warning(bank.norms)]),
+                *(warning for fitness in self._fitness for warning in fitness.warnings),
+            ),
+        )
+
+    def _recipe_of(self, name: str) -> Recipe:
+        """What makes the model the base or an expert."""
+        groups = self._models.anatomy.group_labels
+        experts = tuple(expert.name for expert in self._models.experts)
+        return Recipe(
+            "task_arithmetic",
+            experts,
+            groups,
+            tuple((1.0 if expert == name else 0.0,) * len(groups) for expert in experts),
         )
 
     @staticmethod
@@ -235,12 +263,15 @@ class Worker:
                 range(len(fitness.items(job.split))) if job.items is None else job.items[index]
             )
             answers = fitness.respond(job.split, items)
-            for column, objective in enumerate(fitness.objectives):
-                responses[objective.name] = tuple(float(a) for a in answers[:, column])
+            for objective, columns in zip(
+                fitness.objectives, columns_of(fitness.objectives), strict=True
+            ):
+                responses[objective.name] = tuple(answers[:, columns].ravel().tolist())
         seconds["respond"] = time.perf_counter() - started - seconds["materialize"]
         return responses
 
     def _materialize(self, recipe: Recipe) -> None:
+        self._live.recipe = recipe
         if self._materializer.serves(recipe):
             self._materializer.write(recipe)
             return
@@ -250,7 +281,7 @@ class Worker:
 
         self._materializer.release()
         base, anatomy = self._models.base, self._models.anatomy
-        Materializer(base, self._open_bank(), anatomy, self._model).write(recipe)
+        Materializer(base, self._open_bank(), anatomy, self._live.model).write(recipe)
 
     def _open_bank(
         self,
@@ -267,6 +298,16 @@ class Worker:
         for expert in experts:
             expert.release()
         return bank
+
+
+def columns_of(objectives: Sequence[Objective]) -> list[slice]:
+    """Which columns of a fitness's answers belong to each of its objectives."""
+    slices: list[slice] = []
+    start = 0
+    for objective in objectives:
+        slices.append(slice(start, start + objective.statistic.n_columns))
+        start += objective.statistic.n_columns
+    return slices
 
 
 def choose_device(name: str) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from evomerge import loading
 from evomerge.card import model_card
 from evomerge.config import MEAN_ESTIMATOR, Config
@@ -13,7 +15,9 @@ from evomerge.datatypes import Estimate, Spec, Split
 from evomerge.errors import RunError
 from evomerge.evaluation import choose_device, load_live_model, open_models, worker_setup
 from evomerge.history import History, Trial, read_history
+from evomerge.live_model import LoadedModel
 from evomerge.run_folder import RunFolder
+from evomerge.search import answers_of
 from evomerge.session import bind_space
 
 if TYPE_CHECKING:
@@ -117,10 +121,11 @@ def rescore(folder: Path, config: Config) -> dict[str, Estimate]:
     estimates: dict[str, Estimate] = {}
     for spec in setup.fitness:
         fitness: Fitness = loading.build(spec)
-        fitness.bind(model, tokenizer)
+        fitness.bind(LoadedModel(model, tokenizer))
         answers = fitness.respond(Split.SEARCH, range(len(fitness.items(Split.SEARCH))))
         for column, objective in enumerate(fitness.objectives):
-            estimates[objective.name] = estimator.estimate([float(a) for a in answers[:, column]])
+            responses = answers_of(answers[:, column].tolist())
+            (estimates[objective.name],) = estimator.estimate([responses], np.empty((0, 0)))
     return estimates
 
 

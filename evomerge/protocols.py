@@ -1,14 +1,17 @@
-"""The five contracts between the engine and what is plugged into it."""
+"""The contracts between the engine and what is plugged into it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from evomerge.datatypes import (
+    Answers,
     Candidate,
     Dimension,
     Estimate,
     Evaluation,
     FloatArray,
+    Group,
     Job,
     Objective,
     Recipe,
@@ -17,7 +20,7 @@ from evomerge.datatypes import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 
@@ -39,6 +42,44 @@ class SearchSpace(Protocol):
         """The recipe of a point; the same point gives the same recipe, digest included."""
 
 
+class LiveModel(Protocol):
+    """The one model of a worker as a fitness sees it: its weights change, the object stays."""
+
+    @property
+    def model(self) -> "nn.Module":
+        """In evaluation mode, without gradients."""
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """Of the base, if it has one."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the weights are now; while binding they are the base's."""
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names, in the order of the recipes."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Parts of the model, in the order of the recipes."""
+
+    @property
+    def digest(self) -> str:
+        """Of base and experts: what depends on them only may be kept in `cache` under it."""
+
+    @property
+    def cache(self) -> Path:
+        """A folder for what is computed once for these models; shared between runs."""
+
+    def write(self, name: str) -> None:
+        """Give the model the weights of `base` or of an expert: while binding only."""
+
+    def weights(self) -> "Iterator[tuple[int, Tensor, Tensor]]":
+        """For each tensor: number of its group, the base's weights, the model's, on any devices."""
+
+
 class Fitness(Protocol):
     """How good a model is on some items; one object per task, one or more objectives each.
 
@@ -48,19 +89,30 @@ class Fitness(Protocol):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What each item is answered for, at least one."""
+        """What each item is answered for, at least one; each with its statistic."""
+
+    @property
+    def settings(self) -> str:
+        """Digest of all that decides an answer besides the weights and the items' contents."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before a search, one sentence each."""
 
     def items(self, split: Split) -> tuple[str, ...]:
         """Digests of the contents of a split's items, in order; never empty for `SEARCH`."""
 
-    def bind(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase | None") -> None:
+    def bind(self, live: LiveModel) -> None:
         """Do once what no candidate needs to repeat: tokenize, sort, batch. Raises `TaskError`.
 
         The model's weights change in place between calls of `respond`; the object stays.
         """
 
     def respond(self, split: Split, items: Sequence[int]) -> FloatArray:
-        """Answers of the bound model, shape `(len(items), n_objectives)`, in the items' order.
+        """Answers of the bound model, in the items' order, shape `(len(items), n_columns)`.
+
+        The columns are those of the objectives' statistics side by side: one per objective where
+        all scores are means.
 
         Raises:
             FloatingPointError: the model computes NaN; non-finite answers say the same.
@@ -68,10 +120,15 @@ class Fitness(Protocol):
 
 
 class Estimator(Protocol):
-    """From responses to a score with a standard error."""
+    """From answers to some items to scores on all of them, for one objective."""
 
-    def estimate(self, responses: Sequence[float]) -> Estimate:
-        """`responses` are one candidate's answers to the items of one objective."""
+    def estimate(self, answers: Sequence[Answers], known: FloatArray) -> list[Estimate]:
+        """The score of each model on the whole pool of items, with its standard error.
+
+        `answers` has one entry per model, each with at least one item. `known` are the answers of
+        models that answered the whole pool (baselines first), shape `(n_known, n_pool)`; it may
+        have no rows, and be used or not.
+        """
 
 
 class Sampler(Protocol):

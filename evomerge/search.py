@@ -14,6 +14,7 @@ import numpy as np
 from evomerge import pareto, spool
 from evomerge.config import Config
 from evomerge.datatypes import (
+    Answers,
     Candidate,
     Estimate,
     Evaluation,
@@ -268,8 +269,8 @@ class Driver:
         else:
             estimates = {
                 objective.name: self._session.estimator.estimate(
-                    evaluation.responses[objective.name]
-                )
+                    [answers_of(evaluation.responses[objective.name])], np.empty((0, 0))
+                )[0]
                 for objective in self._session.objectives
             }
             self._tell(name, split, estimates, dict(evaluation.seconds))
@@ -405,3 +406,8 @@ def _key(name: str, split: Split) -> str:
 def _parse_key(key: str) -> tuple[str, Split]:
     name, _, split = key.rpartition("@")
     return name, Split(split)
+
+
+def answers_of(responses: Sequence[float]) -> Answers:
+    """Answers to a whole pool."""
+    return Answers(np.arange(len(responses)), np.array(responses, dtype=np.float64))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.datatypes import Estimate
+from evomerge.datatypes import Answers, Estimate, FloatArray
 
 
 class MeanEstimator:
@@ -21,20 +21,25 @@ class MeanEstimator:
       between 0 and 1 can spread (Popoviciu 1935), or the response's own size where that is more.
     """
 
-    def estimate(self, responses: Sequence[float]) -> Estimate:
-        """The score of one objective from `(n_items,)` responses, in their own units.
+    def estimate(self, answers: Sequence[Answers], known: FloatArray) -> list[Estimate]:  # noqa: ARG002 - a mean looks at nothing else
+        """The score of each model from its own answers, in their own units."""
+        return [mean(answer.values) for answer in answers]
 
-        Raises:
-            ValueError: when there are no responses.
-        """
-        values = np.asarray(responses, dtype=np.float64)
-        n = len(values)
-        if n == 0:
-            raise ValueError("an estimate needs at least one response, but there are none")
-        score = float(values.mean())
-        if n == 1:
-            return Estimate(score, max(0.5, abs(score)), n)
-        if np.all(values == values[0]) and score in (0.0, 1.0):
-            p = (n * score + 2) / (n + 4)
-            return Estimate(score, math.sqrt(p * (1 - p) / (n + 4)), n)
-        return Estimate(score, float(values.std(ddof=1)) / math.sqrt(n), n)
+
+def mean(responses: Sequence[float] | FloatArray) -> Estimate:
+    """The mean of `(n_items,)` responses with its standard error, as `MeanEstimator` has it.
+
+    Raises:
+        ValueError: when there are no responses.
+    """
+    values = np.asarray(responses, dtype=np.float64)
+    n = len(values)
+    if n == 0:
+        raise ValueError("an estimate needs at least one response, but there are none")
+    score = float(values.mean())
+    if n == 1:
+        return Estimate(score, max(0.5, abs(score)), n)
+    if np.all(values == values[0]) and score in (0.0, 1.0):
+        p = (n * score + 2) / (n + 4)
+        return Estimate(score, math.sqrt(p * (1 - p) / (n + 4)), n)
+    return Estimate(score, float(values.std(ddof=1)) / math.sqrt(n), n)

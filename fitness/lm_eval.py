@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from evomerge.datatypes import FloatArray, Objective, Split, digest_of
 from evomerge.errors import TaskError
+from evomerge.protocols import LiveModel
 from fitness.items import choose, divide, refuse_overlap
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
 _OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 _N_PLANS = 8
@@ -130,11 +127,26 @@ class LmEvalFitness:
         """What each item is answered for."""
         return self._objectives
 
+    @property
+    def settings(self) -> str:
+        """Digest of the prompts as they are asked, and of the metrics."""
+        asked = {
+            split.value: [[instance.args for instance in item.instances] for item in items]
+            for split, items in self._items.items()
+        }
+        metrics = [[column.metric, column.filter] for column in self._columns]
+        return digest_of([self._task.OUTPUT_TYPE, metrics, repr(asked)])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Nothing to warn of."""
+        return ()
+
     def items(self, split: Split) -> tuple[str, ...]:
         """Digests of the contents of a split's items, in the order of the documents."""
         return tuple(item.digest for item in self._items[split])
 
-    def bind(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase | None") -> None:
+    def bind(self, live: LiveModel) -> None:
         """Tokenize all items as lm-eval does for this model.
 
         As lm-eval does, this puts the model into evaluation mode and gives a tokenizer without
@@ -144,6 +156,7 @@ class LmEvalFitness:
             TaskError: when there is no tokenizer, the model is not a causal one, or an item is
                 too long for it.
         """
+        model, tokenizer = live.model, live.tokenizer
         if tokenizer is None:
             raise TaskError(
                 f"{self._name}: lm-eval tasks need a tokenizer, but the model folder has none: "

@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.datatypes import FloatArray, Objective, Split, canonical_json, digest_of
 from evomerge.errors import TaskError
+from evomerge.protocols import LiveModel
 from fitness.items import divide, refuse_overlap
 
 if TYPE_CHECKING:
@@ -109,14 +110,26 @@ class PythonFitness:
         """What each item is answered for."""
         return self._objectives
 
+    @property
+    def settings(self) -> str:
+        """Digest of the function's source file and of its arguments."""
+        source = inspect.getsourcefile(self._score)
+        code = "" if source is None else Path(source).read_text(encoding="utf-8")
+        return digest_of([self._name, code, repr(sorted(self._arguments.items()))])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Nothing to warn of."""
+        return ()
+
     def items(self, split: Split) -> tuple[str, ...]:
         """Digests of the items, in the order of their file."""
         return self._digests[split]
 
-    def bind(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase | None") -> None:
+    def bind(self, live: LiveModel) -> None:
         """Put the model into evaluation mode; the function is called by `respond` only."""
-        model.eval()
-        self._bound = (model, tokenizer)
+        live.model.eval()
+        self._bound = (live.model, live.tokenizer)
 
     def respond(self, split: Split, items: Sequence[int]) -> FloatArray:
         """The function's answers, shape `(len(items), n_objectives)`, in the items' order.

@@ -118,6 +118,11 @@ class Materializer:
             for _ in in_order(prepare_and_mix, self._targets):
                 pass
 
+    def weights(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """For each tensor that is written to: number of its group, the base's weights, its own."""
+        for name, target in self._targets.items():
+            yield self._anatomy.roles[name].group, self._base.read(name), target
+
     def release(self) -> None:
         """Let go of the bank and the base (on a GPU: of their copies) until the next `write`."""
         self._pieces = []

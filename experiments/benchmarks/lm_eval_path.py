@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.datatypes import Objective, Split
+from evomerge.live_model import LoadedModel
 from fitness.lm_eval import LmEvalFitness
 
 CAPTION = (
@@ -65,7 +66,7 @@ def row(model: Any, tokenizer: Any, task: str, metric: str, n_calls: int) -> Tim
     from lm_eval.tasks import TaskManager
 
     fitness = LmEvalFitness((Objective("score"),), task=task, metrics=(metric,))
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     n_items = len(fitness.items(Split.HELD_OUT))
     instances = [instance for item in fitness._items[Split.HELD_OUT] for instance in item.instances]
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=64)

@@ -13,6 +13,7 @@ import torch
 
 from evomerge.datatypes import Objective, Split
 from evomerge.errors import TaskError
+from evomerge.live_model import LoadedModel
 from fitness.lm_eval import LmEvalFitness
 
 METRICS = {
@@ -69,7 +70,7 @@ def answer_some_right(tasks, model, tokenizer):
 def test_responses_equal_simple_evaluate_item_by_item(name, tasks, model, tokenizer):
     answer_some_right(tasks, model, tokenizer)
     fitness = build(tasks.path(name), METRICS[name])
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     n_items = len(fitness.items(Split.HELD_OUT))
     responses = fitness.respond(Split.HELD_OUT, range(n_items))
     scores, samples = simple_evaluate(tasks.path(name), model, tokenizer)
@@ -85,7 +86,7 @@ def test_responses_equal_simple_evaluate_item_by_item(name, tasks, model, tokeni
 @pytest.mark.parametrize("name", METRICS)
 def test_every_request_is_answered_as_by_lm_eval(name, tasks, model, tokenizer):
     fitness = build(tasks.path(name), METRICS[name], batch_size=7)
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     fitness.respond(Split.HELD_OUT, range(N_HELD_OUT))
     _, samples = simple_evaluate(tasks.path(name), model, tokenizer)
     theirs = {sample["doc_id"]: [r[0] for r in sample["resps"]] for sample in samples}
@@ -103,7 +104,7 @@ def test_generated_text_follows_the_generation_config_as_in_lm_eval(tasks, model
         repetition_penalty=1.4, do_sample=True, temperature=0.6, top_p=0.9, top_k=20
     )
     fitness = build(tasks.path("writing"), METRICS["writing"])
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     fitness.respond(Split.HELD_OUT, range(N_HELD_OUT))
     _, samples = simple_evaluate(tasks.path("writing"), model, tokenizer)
     theirs = {sample["doc_id"]: sample["resps"][0][0] for sample in samples}
@@ -113,7 +114,7 @@ def test_generated_text_follows_the_generation_config_as_in_lm_eval(tasks, model
     assert len(set(ours.values())) > 5
     model.generation_config.repetition_penalty = 1.0
     plain = build(tasks.path("writing"), METRICS["writing"])
-    plain.bind(model, tokenizer)
+    plain.bind(LoadedModel(model, tokenizer))
     plain.respond(Split.HELD_OUT, range(N_HELD_OUT))
     assert ours != {
         number: item.instances[0].resps[0]
@@ -123,7 +124,7 @@ def test_generated_text_follows_the_generation_config_as_in_lm_eval(tasks, model
 
 def test_a_choice_of_items_equals_simple_evaluate_on_the_same_documents(tasks, model, tokenizer):
     fitness = build(tasks.path("choice"), METRICS["choice"], items=5, held_out=12, seed=4)
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     responses = fitness.respond(Split.HELD_OUT, range(12))
     everything = build(tasks.path("choice")).items(Split.HELD_OUT)
     chosen = [everything.index(digest) for digest in fitness.items(Split.HELD_OUT)]
@@ -168,7 +169,7 @@ def test_fewshot_examples_are_never_items(tasks):
 @pytest.mark.parametrize("name", METRICS)
 def test_new_weights_in_place_are_seen(name, tasks, model, tokenizer):
     fitness = build(tasks.path(name), METRICS[name])
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     before = fitness.respond(Split.HELD_OUT, range(N_HELD_OUT))
     old = [parameter.detach().clone() for parameter in model.parameters()]
     generator = torch.Generator().manual_seed(5)
@@ -176,7 +177,7 @@ def test_new_weights_in_place_are_seen(name, tasks, model, tokenizer):
         for parameter in model.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
     fresh = build(tasks.path(name), METRICS[name])
-    fresh.bind(model, tokenizer)
+    fresh.bind(LoadedModel(model, tokenizer))
     after = fitness.respond(Split.HELD_OUT, range(N_HELD_OUT))
     assert after.tolist() == fresh.respond(Split.HELD_OUT, range(N_HELD_OUT)).tolist()
     with torch.no_grad():
@@ -191,7 +192,7 @@ def test_new_weights_in_place_are_seen(name, tasks, model, tokenizer):
 @pytest.mark.parametrize("name", METRICS)
 def test_some_items_are_answered_in_their_order(name, tasks, model, tokenizer):
     fitness = build(tasks.path(name), METRICS[name], batch_size=4)
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     everything = fitness.respond(Split.SEARCH, range(N_SEARCH))
     for items in ((), (7,), (3, 1, 20, 1), tuple(range(20, -1, -1))):
         responses = fitness.respond(Split.SEARCH, items)
@@ -204,7 +205,7 @@ def test_a_second_candidate_repeats_no_preparation(name, tasks, model, tokenizer
     from lm_eval import utils
 
     fitness = build(tasks.path(name), METRICS[name])
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     first = fitness.respond(Split.SEARCH, range(N_SEARCH))
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -226,14 +227,14 @@ def test_answers_do_not_depend_on_the_batches(tasks, model, tokenizer):
             batch_size=batch_size,
             max_batch_tokens=max_batch_tokens,
         )
-        fitness.bind(model, tokenizer)
+        fitness.bind(LoadedModel(model, tokenizer))
         responses.append(fitness.respond(Split.SEARCH, range(N_SEARCH)).tolist())
     assert responses[0] == responses[1] == responses[2]
 
 
 def test_only_so_many_plans_are_kept(tasks, model, tokenizer):
     fitness = build(tasks.path("choice"))
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     for item in range(N_SEARCH):
         fitness.respond(Split.SEARCH, (item,))
     assert len(fitness._plans) == 8
@@ -257,7 +258,7 @@ def test_nothing_of_the_process_is_changed(tasks, model, tokenizer):
     )
     for name, metrics in METRICS.items():
         fitness = build(tasks.path(name), metrics)
-        fitness.bind(model, tokenizer)
+        fitness.bind(LoadedModel(model, tokenizer))
         fitness.respond(Split.SEARCH, range(3))
     assert weights == {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
     assert states == (
@@ -276,7 +277,7 @@ def test_nothing_of_the_process_is_changed(tasks, model, tokenizer):
 def test_nothing_is_printed(tasks, model, tokenizer, capfd):
     for name, metrics in METRICS.items():
         fitness = build(tasks.path(name), metrics)
-        fitness.bind(model, tokenizer)
+        fitness.bind(LoadedModel(model, tokenizer))
         fitness.respond(Split.SEARCH, range(3))
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -510,12 +511,12 @@ def test_items_that_are_too_long_for_the_model_are_refused(name, tasks, model, t
     tasks.write_split(name, "held_out", documents)
     fitness = build(tasks.path(name), METRICS[name])
     with pytest.raises(TaskError, match=r"takes \d+ tokens and the model reads 256"):
-        fitness.bind(model, tokenizer)
+        fitness.bind(LoadedModel(model, tokenizer))
 
 
 def test_a_model_without_tokenizer_is_refused(tasks, model):
     with pytest.raises(TaskError, match="need a tokenizer"):
-        build(tasks.path("choice")).bind(model, None)
+        build(tasks.path("choice")).bind(LoadedModel(model, None))
 
 
 def test_an_empty_answer_is_refused(tasks, model, tokenizer):
@@ -529,7 +530,7 @@ def test_an_empty_answer_is_refused(tasks, model, tokenizer):
         'doc_to_target: "{{answer}}"\ntarget_delimiter: ""',
     )
     with pytest.raises(TaskError, match="each answer must have a token"):
-        build(path).bind(model, tokenizer)
+        build(path).bind(LoadedModel(model, tokenizer))
 
 
 # A model that computes NaN
@@ -539,7 +540,7 @@ def test_an_empty_answer_is_refused(tasks, model, tokenizer):
 def test_a_model_that_computes_nan_gives_no_answers(name, tasks, model, tokenizer):
     """The best choice among NaN, or the text after them, would look like any other answer."""
     fitness = build(tasks.path(name), METRICS[name])
-    fitness.bind(model, tokenizer)
+    fitness.bind(LoadedModel(model, tokenizer))
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     with pytest.raises(FloatingPointError, match=r"not finite|NaN"):
@@ -550,7 +551,7 @@ def test_a_metric_may_be_left_out_where_there_is_one(tasks, model, tokenizer):
     by_name, by_default = (build(tasks.path("answer"), [m]) for m in ("acc", None))
     answers = []
     for fitness in (by_name, by_default):
-        fitness.bind(model, tokenizer)
+        fitness.bind(LoadedModel(model, tokenizer))
         answers.append(fitness.respond(Split.SEARCH, range(N_SEARCH)))
     assert np.array_equal(*answers)
     with pytest.raises(

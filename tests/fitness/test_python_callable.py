@@ -7,6 +7,7 @@ from torch import nn
 
 from evomerge.datatypes import Objective, Split
 from evomerge.errors import TaskError
+from evomerge.live_model import LoadedModel
 from fitness.python_callable import PythonFitness
 
 ITEMS = [{"prompt": f"question {number}", "size": number} for number in range(10)]
@@ -73,7 +74,7 @@ def build(folder: Any, function: str, n_objectives: int = 1, **options: Any) -> 
 def test_the_function_answers_the_items_that_are_asked_in_their_order(folder):
     fitness = build(folder, "size", arguments={"factor": 2.0})
     model = Model().train()
-    fitness.bind(model, None)
+    fitness.bind(LoadedModel(model, None))
     assert fitness.respond(Split.SEARCH, (4, 0, 9)).tolist() == [[8.0], [0.0], [18.0]]
     with torch.no_grad():
         model.weight.mul_(10)
@@ -84,14 +85,14 @@ def test_the_function_answers_the_items_that_are_asked_in_their_order(folder):
 @pytest.mark.parametrize(("function", "n_objectives"), [("two", 2), ("column", 1)])
 def test_several_objectives_and_tensors_are_taken(function, n_objectives, folder):
     fitness = build(folder, function, n_objectives)
-    fitness.bind(Model(), None)
+    fitness.bind(LoadedModel(Model(), None))
     expected = [[3.0, -3.0][:n_objectives], [1.0, -1.0][:n_objectives]]
     assert fitness.respond(Split.SEARCH, (3, 1)).tolist() == expected
 
 
 def test_numbers_that_are_not_finite_pass(folder):
     fitness = build(folder, "infinite")
-    fitness.bind(Model(), None)
+    fitness.bind(LoadedModel(Model(), None))
     assert np.isinf(fitness.respond(Split.SEARCH, (0, 1))).all()
 
 
@@ -117,7 +118,7 @@ def test_held_out_items_come_from_a_second_file_or_are_drawn(folder):
 )
 def test_a_wrong_answer_is_refused_at_once(function, n_objectives, fact, folder):
     fitness = build(folder, function, n_objectives)
-    fitness.bind(Model(), None)
+    fitness.bind(LoadedModel(Model(), None))
     with pytest.raises(TaskError, match=fact):
         fitness.respond(Split.SEARCH, (0,))
 
