@@ -1,4 +1,4 @@
-"""What a live model writes after given prompts, greedily: prompts are prepared once."""
+"""What a live model writes after given prompts: prompts are prepared once."""
 
 import copy
 from collections.abc import Sequence
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids to continue, for at most `max_new_tokens`, up to the first of `stops`."""
+    """Token ids to continue, for at most `max_new_tokens`, up to the first of `stops`.
+
+    `options` are further arguments of transformers' `generate` (`do_sample`, `temperature`,
+    `top_p`, `top_k`, `num_beams`, `repetition_penalty`, ...) as pairs of name and value; `seed`
+    decides what is drawn for this prompt where they ask for sampling.
+    """
 
     tokens: tuple[int, ...]
     stops: tuple[str, ...]
     max_new_tokens: int
+    options: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,7 @@ class Generation:
                 inputs[row, length - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
                 mask[row, length - len(prompt.tokens) :] = 1
             config = copy.deepcopy(self._config)
+            config.update(**dict(first.options))
             config.max_new_tokens = first.max_new_tokens
             batches.append(_Batch(inputs.to(device), mask.to(device), first.stops, config))
             start += len(chunk)
@@ -175,8 +183,8 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]  # transformers ship
         return piece
 
 
-def _settings(prompt: Prompt) -> tuple[tuple[str, ...], int]:
-    return prompt.stops, prompt.max_new_tokens
+def _settings(prompt: Prompt) -> tuple[object, ...]:
+    return prompt.stops, prompt.max_new_tokens, repr(prompt.options)
 
 
 def _sort_key(prompt: Prompt) -> tuple[object, ...]:
