@@ -26,9 +26,14 @@ CONFIGS: dict[str, Any] = {
         )
     ),
     "qwen2": lambda **size: transformers.Qwen2Config(**size, num_key_value_heads=2),
-    # Every other layer sees a window shorter than the prompts.
+    # Every other layer sees a window shorter than the prompts; tied, it would repeat one token.
     "gemma2": lambda **size: transformers.Gemma2Config(
-        **size, num_key_value_heads=2, head_dim=8, sliding_window=6, query_pre_attn_scalar=8
+        **size,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=6,
+        query_pre_attn_scalar=8,
+        tie_word_embeddings=False,
     ),
     # Leaves its inputs to a method of its own: not for our loop.
     "bloom": lambda vocab_size, hidden_size, num_hidden_layers, num_attention_heads, **rest: (
