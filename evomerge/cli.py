@@ -177,6 +177,23 @@ def report(
 
 
 @app.command()
+def responses(
+    run: RunPath,
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet or CSV file; default: in the run.")
+    ] = None,
+) -> None:
+    """Write every answer of a run, item by item, as one table; safe while it goes on."""
+    from evomerge.reporting.responses import write_responses
+    from evomerge.run_folder import RunFolder
+
+    history = read_history(run)
+    path = out or RunFolder(run).views / "responses.parquet"
+    n_rows = write_responses(history, path)
+    console.print(Text.assemble("wrote ", (str(path), "bold"), f" ({n_rows} answers)"))
+
+
+@app.command()
 def export(
     run: RunPath,
     trial: Annotated[
@@ -199,8 +216,8 @@ def export(
     done = write_export(run, trial, folder, max_shard_bytes=max_shard_bytes, verify=verify)
     console.print(Text.assemble("wrote ", (str(done.folder), "bold"), f" (trial {trial})"))
     if done.rescored is not None:
-        scores = ", ".join(f"{name} {e.score:.4f}" for name, e in done.rescored.items())
-        console.print(f"loaded back, it scores as journaled: {scores}")
+        scores = ", ".join(f"{name} {mean:.4f}" for name, mean in done.rescored.items())
+        console.print(f"loaded back, it answers as journaled, on average: {scores}")
 
 
 def parse_preference(text: str) -> dict[str, float]:

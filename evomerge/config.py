@@ -21,7 +21,19 @@ from evomerge.errors import ConfigError
 LAYERWISE_SPACE = "search_spaces.layerwise:LayerwiseSpace"
 LM_EVAL_FITNESS = "fitness.lm_eval:LmEvalFitness"
 PYTHON_FITNESS = "fitness.python_callable:PythonFitness"
-MEAN_ESTIMATOR = "fitness.estimators:MeanEstimator"
+UNLABELED_FITNESS = "fitness.unlabeled:UnlabeledFitness"
+MERGE_FACTS = "fitness.merge_facts:MergeFacts"
+JACKKNIFE = "fitness.statistics:jackknife"
+ESTIMATORS: dict[str, str] = {
+    "mean": "fitness.estimators:MeanEstimator",
+    "regression": "fitness.estimators:RegressionEstimator",
+    "ridge": "fitness.readout:RidgeReadout",
+    "pirt": "fitness.irt:PIrt",
+    "gpirt": "fitness.irt:GpIrt",
+    "mpirt": "fitness.irt:MpIrt",
+    "gmpirt": "fitness.irt:GmpIrt",
+}
+"""Short name -> import path of every estimator that comes with evomerge."""
 
 
 class _Section(BaseModel):
@@ -64,29 +76,46 @@ class SpaceConfig(_Section):
         return Spec(self.target, {**arguments, "seed": seed})
 
 
+_SOURCES = ("lm_eval", "unlabeled", "merge", "python", "fitness")
+
+
 class ObjectiveConfig(_Section):
-    """One objective; exactly one of `lm_eval`, `python` and `fitness` says how it is measured."""
+    """One objective; exactly one of these says how it is measured.
+
+    `lm_eval` names a task (with `metric`), `unlabeled` a measure on `text` without labels, `merge`
+    a fact of the merge itself, `python` a function or class, `fitness` an own `Fitness`.
+    `item_bank` is a file of item parameters for estimators of item response theory.
+    """
 
     name: str = Field(min_length=1)
     direction: Direction = Direction.MAXIMIZE
     worst: float | None = None
     lm_eval: str | None = None
+    unlabeled: str | None = None
+    merge: str | None = None
     python: str | None = None
     fitness: str | None = None
     metric: str | None = None
-    items: int | str | None = None
-    held_out: int | str | None = None
+    text: str | None = None
+    item_bank: str | None = None
+    items: int | str | dict[str, int] | None = None
+    held_out: int | str | dict[str, int] | None = None
     num_fewshot: int | None = Field(default=None, ge=0)
     batch_size: int | None = Field(default=None, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        sources = [s for s in ("lm_eval", "python", "fitness") if getattr(self, s) is not None]
+        sources = [source for source in _SOURCES if getattr(self, source) is not None]
         if len(sources) != 1:
             raise ValueError(
-                "an objective has exactly one of lm_eval, python and fitness, "
+                f"an objective has exactly one of {', '.join(_SOURCES)}, "
                 f"but {self.name!r} has {' and '.join(sources) or 'none'}"
+            )
+        if (self.unlabeled is None) != (self.text is None):
+            raise ValueError(
+                f"an unlabeled objective has a text file, and no other has, but {self.name!r} has "
+                f"{'no text' if self.text is None else 'text and ' + sources[0]}"
             )
         return self
 
@@ -100,7 +129,11 @@ class ObjectiveConfig(_Section):
         common = {"seed": seed, **self.options}
         if self.fitness is not None:
             return Spec(self.fitness, common)
+        if self.merge is not None:
+            return Spec(MERGE_FACTS, common)
         counts = {"items": self.items, "held_out": self.held_out}
+        if self.unlabeled is not None:
+            return Spec(UNLABELED_FITNESS, {"text": self.text, **counts, **common})
         if self.python is not None:
             return Spec(PYTHON_FITNESS, {"callable": self.python, **counts, **common})
         optional = {"num_fewshot": self.num_fewshot, "batch_size": self.batch_size}
@@ -159,10 +192,42 @@ class BaselinesConfig(_Section):
     scales: list[float] = Field(default_factory=lambda: list(DEFAULT_SCALES))
 
 
+class FidelityConfig(_Section):
+    """How many items a candidate answers; what is left out is chosen (see `fidelity.Schedule`)."""
+
+    first: int | None = None
+    growth: float | None = None
+    keep: float | None = None
+    race: int | None = None
+    sharpen: int | None = None
+    contest: int | None = None
+    cohort: int | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that the user wrote."""
+        return self.model_dump(exclude_none=True)
+
+
+class EstimatorsConfig(_Section):
+    """How answers become scores: `ranking` ones go to the sampler, `reporting` ones into tables.
+
+    `ranking` sees a part of the items and may learn from the other candidates; `reporting` scores
+    who answered all search items, and held-out items. Options are the estimator's own.
+    """
+
+    ranking: str = "auto"
+    reporting: str = "mean"
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
 class FinalConfig(_Section):
     """The last step: up to `front` trials of the front are re-scored on held-out items."""
 
     front: int = Field(default=24, ge=0)
+
+
+_MAY_CHANGE = {"budget", "workers", "cache", "reuse_evaluations", "fuse"}
 
 
 class Config(_Section):
@@ -176,10 +241,13 @@ class Config(_Section):
     budget: BudgetConfig = BudgetConfig()
     workers: WorkersConfig = WorkersConfig()
     baselines: BaselinesConfig = BaselinesConfig()
+    fidelity: Literal["auto", "off"] | FidelityConfig = "auto"
+    estimators: EstimatorsConfig = EstimatorsConfig()
     final: FinalConfig = FinalConfig()
     fuse: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
     cache: str | None = None
+    reuse_evaluations: bool = True
     allow_pickle: bool = False
     trust_remote_code: bool = False
     allow_tokenizer_mismatch: bool = False
@@ -207,7 +275,7 @@ class Config(_Section):
 
         Budget, workers and the cache may change on resume; the results do not depend on them.
         """
-        plain = self.model_dump(mode="json", exclude={"budget", "workers", "cache", "fuse"})
+        plain = self.model_dump(mode="json", exclude=_MAY_CHANGE)
         return digest_of(plain)
 
     def fitness(self) -> tuple[Spec, ...]:
@@ -222,6 +290,8 @@ class Config(_Section):
             arguments = {**source.arguments, "objectives": tuple(o.objective for o in sharing)}
             if source.target == LM_EVAL_FITNESS:
                 arguments["metrics"] = tuple(o.metric for o in sharing)
+            if source.target in (UNLABELED_FITNESS, MERGE_FACTS):
+                arguments["measures"] = tuple(o.unlabeled or o.merge for o in sharing)
             specs.append(Spec(source.target, arguments))
         return tuple(specs)
 
@@ -341,7 +411,7 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     def objective(one: ObjectiveConfig) -> ObjectiveConfig:
         paths: Mapping[str, Any] = {
             key: absolute(value)
-            for key in ("lm_eval", "items", "held_out")
+            for key in ("lm_eval", "items", "held_out", "text", "item_bank")
             if isinstance(value := getattr(one, key), str)
         }
         return one.model_copy(update=dict(paths))

@@ -242,13 +242,17 @@ class ItemFacts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What a worker found when it started: the driver learns it here and never loads a model."""
+    """What a worker found when it started: the driver learns it here and never loads a model.
+
+    `items` holds search and held-out items of each fitness in turn, `settings` one digest each.
+    """
 
     model_digests: Mapping[str, str]
     groups: tuple[Group, ...]
     objectives: tuple[Objective, ...]
     items: tuple[ItemFacts, ...]
     model_bytes: int
+    settings: tuple[str, ...] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import platformdirs
 
 from evomerge import loading, spool
@@ -194,7 +195,7 @@ class Worker:
             groups=models.anatomy.groups,
             digest=digest_of(models.digests),
             cache=self._cache,
-            writer=lambda name: self._materializer.write(self._recipe_of(name)),
+            writer=lambda name: self._materialize(self._recipe_of(name)),
             compare=self._materializer.weights,
         )
         for fitness in self._fitness:
@@ -205,6 +206,7 @@ class Worker:
             objectives=tuple(o for fitness in self._fitness for o in fitness.objectives),
             items=tuple(facts for pair in items for facts in pair),
             model_bytes=models.base.n_bytes,
+            settings=tuple(fitness.settings for fitness in self._fitness),
             norms=bank.norms,
             warnings=(
                 *models.warnings,
@@ -257,17 +259,30 @@ class Worker:
         started = time.perf_counter()
         self._materialize(job.recipe)
         seconds["materialize"] = time.perf_counter() - started
+        responses = self._answer(job)
+        seconds["respond"] = time.perf_counter() - started - seconds["materialize"]
+        return responses
+
+    def answer_as(self, other: "nn.Module", job: Job) -> dict[str, tuple[float, ...]]:
+        """The answers to a job of a model that was loaded elsewhere, instead of a merged one."""
+        self._live.model.load_state_dict(other.state_dict())
+        self._live.recipe = job.recipe
+        return self._answer(job)
+
+    def _answer(self, job: Job) -> dict[str, tuple[float, ...]]:
         responses: dict[str, tuple[float, ...]] = {}
         for index, fitness in enumerate(self._fitness):
             items: Sequence[int] = (
                 range(len(fitness.items(job.split))) if job.items is None else job.items[index]
             )
-            answers = fitness.respond(job.split, items)
-            for objective, columns in zip(
-                fitness.objectives, columns_of(fitness.objectives), strict=True
-            ):
+            slices = columns_of(fitness.objectives)
+            answers = (
+                fitness.respond(job.split, items)
+                if len(items) > 0
+                else np.empty((0, slices[-1].stop))
+            )
+            for objective, columns in zip(fitness.objectives, slices, strict=True):
                 responses[objective.name] = tuple(answers[:, columns].ravel().tolist())
-        seconds["respond"] = time.perf_counter() - started - seconds["materialize"]
         return responses
 
     def _materialize(self, recipe: Recipe) -> None:

@@ -4,35 +4,35 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evomerge import loading
 from evomerge.card import model_card
-from evomerge.config import MEAN_ESTIMATOR, Config
-from evomerge.datatypes import Estimate, Spec, Split
+from evomerge.checkpoints.reading import Checkpoint
+from evomerge.config import Config
+from evomerge.datatypes import Answers, Job, Recipe, Split
 from evomerge.errors import RunError
-from evomerge.evaluation import choose_device, load_live_model, open_models, worker_setup
+from evomerge.evaluation import (
+    Worker,
+    choose_device,
+    load_live_model,
+    open_models,
+    worker_setup,
+)
 from evomerge.history import History, Trial, read_history
-from evomerge.live_model import LoadedModel
 from evomerge.run_folder import RunFolder
-from evomerge.search import answers_of
 from evomerge.session import bind_space
-
-if TYPE_CHECKING:
-    from evomerge.protocols import Estimator, Fitness
 
 RECIPE_FILE = "evomerge_recipe.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written, and what it scored when it was loaded back (search items)."""
+    """What was written, and the mean answers when it was loaded back (search items)."""
 
     folder: Path
     trial: Trial
-    rescored: Mapping[str, Estimate] | None
+    rescored: Mapping[str, float] | None
 
 
 def export(
@@ -82,9 +82,10 @@ def export(
         extra_files={RECIPE_FILE: json.dumps(recipe.to_json(), indent=1) + "\n"},
     )
     rescored = None
-    if verify and trial.search is not None:
-        rescored = rescore(folder, config)
-        _refuse_other_scores(trial.search, rescored, folder)
+    if verify and trial.rung > 0:
+        answers = rescore(folder, config, history, trial, recipe)
+        _refuse_other_scores(answers, folder)
+        rescored = {name: float(now.values.mean()) for name, (_, now) in answers.items()}
     return Exported(folder, trial, rescored)
 
 
@@ -105,40 +106,50 @@ def find_trial(history: History, name: str) -> Trial:
     return trial
 
 
-def rescore(folder: Path, config: Config) -> dict[str, Estimate]:
-    """What a model folder scores on the search items of a configuration."""
-    import torch
+def rescore(
+    folder: Path, config: Config, history: History, trial: Trial, recipe: Recipe
+) -> dict[str, tuple[Answers, Answers]]:
+    """What a model folder answers to the search items that a trial has answered.
 
-    from evomerge.checkpoints.reading import Checkpoint
+    Returns:
+        For each objective the trial's answers as journaled, and the folder's to the same items.
 
+    Raises:
+        RunError: when the folder's tokenizer is not that of the run.
+    """
     setup = worker_setup(config)
-    torch.set_num_threads(setup.threads)
+    worker = Worker(setup)
     checkpoint = Checkpoint.open(folder, trust_remote_code=config.trust_remote_code)
-    model, tokenizer = load_live_model(
+    if checkpoint.tokenizer_digest != open_models(setup.models).base.tokenizer_digest:
+        raise RunError(
+            f"an exported model has the base's tokenizer, but {folder} has another: export again"
+        )
+    model, _ = load_live_model(
         checkpoint, choose_device(setup.device), trust_remote_code=config.trust_remote_code
     )
-    estimator: Estimator = loading.build(Spec(MEAN_ESTIMATOR))
-    estimates: dict[str, Estimate] = {}
-    for spec in setup.fitness:
-        fitness: Fitness = loading.build(spec)
-        fitness.bind(LoadedModel(model, tokenizer))
-        answers = fitness.respond(Split.SEARCH, range(len(fitness.items(Split.SEARCH))))
-        for column, objective in enumerate(fitness.objectives):
-            responses = answers_of(answers[:, column].tolist())
-            (estimates[objective.name],) = estimator.estimate([responses], np.empty((0, 0)))
-    return estimates
+    journaled = {
+        o.name: history.answers(trial.name, Split.SEARCH, o.name) for o in history.objectives
+    }
+    items = tuple(tuple(journaled[names[0]].items.tolist()) for names in history.started.fitness)
+    answers = worker.answer_as(model, Job("export", recipe, Split.SEARCH, items))
+    return {
+        name: (
+            before,
+            Answers(before.items, np.reshape(answers[name], before.values.shape)),
+        )
+        for name, before in journaled.items()
+    }
 
 
-def _refuse_other_scores(
-    journaled: Mapping[str, Estimate], rescored: Mapping[str, Estimate], folder: Path
-) -> None:
-    """On the machine of the run the scores are equal; elsewhere a near tie may flip an item."""
-    for name, before in journaled.items():
-        now = rescored[name]
-        tolerance = max(1e-6, 1.0 / before.n_items) * max(1.0, abs(before.score))
-        if abs(now.score - before.score) > tolerance:
+def _refuse_other_scores(rescored: Mapping[str, tuple[Answers, Answers]], folder: Path) -> None:
+    """On the machine of the run answers are equal; elsewhere a near tie may flip an item."""
+    for name, (before, now) in rescored.items():
+        size = float(np.abs(before.values).max())
+        allowed = max(1e-6, 1.0 / len(before.items)) * max(1.0, size)
+        if abs(now.values.mean() - before.values.mean()) > allowed:
             raise RunError(
-                f"an exported model scores as journaled, but {folder} has {now.score:.6g} on "
-                f"{name} instead of {before.score:.6g}: do not use it; check that the machine and "
-                "the libraries are those of the run"
+                f"an exported model scores as journaled, but {folder} answers with a mean of "
+                f"{now.values.mean():.6g} to the items of {name} instead of "
+                f"{before.values.mean():.6g}: do not use it; check that the machine and the "
+                "libraries are those of the run"
             )

@@ -1,7 +1,8 @@
 """The journal of a run: append-only JSON lines with checksums, one writer, torn tails cut on open.
 
-A line is on disk (`fsync`) before `append` returns. Every line is a JSON object whose `crc` is the
-CRC-32 of the canonical JSON of the rest, so that a damaged line is never taken for a true one.
+What cannot be made again is on disk (`fsync`) before `append` returns. Every line is a JSON object
+whose `crc` is the CRC-32 of the canonical JSON of the rest, so that a damaged line is never taken
+for a true one.
 """
 
 import fcntl
@@ -129,8 +130,10 @@ class Journal:
             self._lock.release()
             raise
 
-    def append(self, event: Event) -> None:
-        """Write an event and wait until it is on disk.
+    def append(self, event: Event, *, durable: bool = True) -> None:
+        """Write an event and, if `durable`, wait until it and all before it are on disk.
+
+        Without waiting it survives the death of this process all the same, but not a power cut.
 
         Raises:
             RunError: when the disk does not take it; the torn line is cut again at once.
@@ -140,7 +143,8 @@ class Journal:
         try:
             if os.write(self._descriptor, line) != len(line):
                 raise OSError("short write: the disk is full")
-            os.fsync(self._descriptor)
+            if durable:
+                os.fsync(self._descriptor)
         except OSError as error:
             os.ftruncate(self._descriptor, start)
             raise RunError(

@@ -137,6 +137,10 @@ class Sampler(Protocol):
     Built as `Sampler(problem, seed=int, **options of the user)`.
     """
 
+    @property
+    def generation_size(self) -> int | None:
+        """How many candidates it asks for before it waits for their losses; None: it never does."""
+
     def ask(self) -> Candidate | None:
         """The next candidate, or None until more of what was asked has been told."""
 

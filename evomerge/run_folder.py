@@ -1,10 +1,9 @@
 """The files of a run, as one object: what is where, and which may be deleted.
 
 config.yaml     the configuration as resolved
-journal.jsonl   the truth (journal.py)
+journal.jsonl   the truth, answers item by item included (journal.py)
 lock            who drives the run now
 spool/          results not yet in the journal
-responses/      answers item by item, one file per evaluation
 views/          report and picture: derived, deletable
 """
 
@@ -38,11 +37,6 @@ class RunFolder:
         return self.path / "spool"
 
     @property
-    def responses(self) -> Path:
-        """Answers item by item."""
-        return self.path / "responses"
-
-    @property
     def views(self) -> Path:
         """What can be made again."""
         return self.path / "views"
@@ -64,7 +58,7 @@ class RunFolder:
                 f"with `evomerge resume {self.path}`, or choose another with --run"
             )
         try:
-            for folder in (self.spool, self.responses, self.views):
+            for folder in (self.spool, self.views):
                 folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError(13, os.strerror(13))
@@ -80,7 +74,7 @@ class RunFolder:
             return
         for file in (self.config, self.journal, self.path / "lock"):
             file.unlink(missing_ok=True)
-        for folder in (self.spool, self.responses, self.views, self.path):
+        for folder in (self.spool, self.views, self.path):
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from evomerge import pareto, spool
+from evomerge.allocation import Allocation, plain_estimates
 from evomerge.config import Config
 from evomerge.datatypes import (
-    Answers,
     Candidate,
-    Estimate,
     Evaluation,
     Failure,
     FloatArray,
-    Job,
     Recipe,
     Split,
 )
@@ -28,10 +26,15 @@ from evomerge.errors import FuseError, JournalError
 from evomerge.execution.retries import RETRIES
 from evomerge.history import History, Started, Trial, history_of
 from evomerge.journal import Event, Journal
+from evomerge.packing import pack, unpack
+from evomerge.questions import Questions, parse_key
 from evomerge.run_folder import RunFolder
 from evomerge.session import Session
 
 Observer = Callable[[History], None]
+
+_DURABLE = {"started", "told", "failed", "budget", "finished"}
+"""Events that cost work or name a wish of the user."""
 
 
 def _ignore(history: History) -> None:
@@ -96,14 +99,16 @@ class Driver:
         self._observe = observe
         self._candidates: dict[str, Candidate] = {}
         self._recipes: dict[str, Recipe] = dict(session.baselines)
-        self._scored_as: dict[str, str] = {}
-        """Recipe digest to the first trial that was scored with it."""
+        self._told: set[str] = set()
+        """Candidates whose losses the sampler has."""
         self._n_failures_in_a_row = 0
-        self._n_considered = 0
-        """Evaluations whose place in the front is settled."""
         hours = session.config.budget.hours
         self._deadline = None if hours is None else time.monotonic() + hours * 3600.0
         self.history = history_of(journal.events[:1])
+        self._allocation = Allocation(
+            session.schedule, session.scoring, self.history.started, session.weights
+        )
+        self._questions = Questions(session, self.history)
         for event in journal.events[1:]:
             self._replay(event)
 
@@ -119,7 +124,7 @@ class Driver:
             FuseError: when too many evaluations in a row failed.
         """
         if self.history.trials:
-            self._settle_spool()
+            spool.sweep(self._folder.spool)
             if self.history.pending:
                 self._append({"event": "note", "text": f"resumed on {platform.node()}"})
                 for name, split in list(self.history.pending):
@@ -127,7 +132,7 @@ class Driver:
             self._update_front()
         executor = self._session.executor
         while True:
-            while executor.n_free > 0 and self._ask():
+            while executor.n_free > 0 and self._step():
                 pass
             if not self.history.pending:
                 break
@@ -143,9 +148,13 @@ class Driver:
     # Events ---------------------------------------------------------------------------------
 
     def _append(self, event: Event) -> None:
-        """Journal first, then everything that follows from it."""
+        """Journal first, then everything that follows from it.
+
+        Only what cannot be made again waits for the disk: after a power cut the same questions are
+        asked again, and the same decisions follow from the same answers.
+        """
         event["time"] = time.time()
-        self._journal.append(event)
+        self._journal.append(event, durable=event["event"] in _DURABLE)
         self._take_in(event)
         self._observe(self.history)
 
@@ -167,16 +176,20 @@ class Driver:
 
     def _take_in(self, event: Event) -> None:
         """The consequences of an event: for the history, and for the sampler."""
+        pending = dict(self.history.pending) if event["event"] == "told" else {}
         self.history.apply(event)
-        if event["event"] not in ("told", "failed") or event["split"] != Split.SEARCH:
-            return
-        name = event["trial"]
-        losses: Sequence[float] | None = None
         if event["event"] == "told":
+            name, split = event["trial"], Split(event["split"])
+            digest = self.history.trials[name].recipe_digest
+            self._questions.remember(digest, split, pending[name, split], event["responses"])
+        for name in _settled_by(event):
+            if name not in self._candidates or name in self._told:
+                continue
             trial = self.history.trials[name]
-            self._scored_as.setdefault(trial.recipe_digest, name)
-            losses = tuple(self.history.losses([trial])[0])
-        if name in self._candidates:
+            self._told.add(name)
+            losses: Sequence[float] | None = None
+            if trial.search is not None:
+                losses = tuple(self.history.losses([trial])[0])
             self._session.sampler.tell(self._candidates[name], losses)
 
     def _remember(self, candidate: Candidate) -> Recipe:
@@ -199,28 +212,56 @@ class Driver:
             for name in self._session.baselines
         )
 
-    def _ask(self) -> bool:
-        """Put the next question, if there is one now: baselines, then candidates, then held-out."""
+    def _step(self) -> bool:
+        """Put the next question or draw the next conclusion; False when answers are needed first.
+
+        Baselines come first, then candidates, the items that promoted ones still lack, and, when
+        nothing more is asked for on search items, the finalists on held-out items.
+        """
         for name in self._session.baselines:
             if (name, Split.SEARCH) not in self.history.asked:
-                self._submit(name, Split.SEARCH)
+                self._ask(name, Split.SEARCH)
                 return True
         if not self._baselines_are_answered:
             return False  # the reference point of the hypervolume comes from all baselines
-        if len(self._candidates) < self.history.budget and not self._time_is_up:
-            candidate = self._session.sampler.ask()
-            if candidate is None:
-                return False
-            self._remember(candidate)
-            self._submit(str(candidate.id), Split.SEARCH)
+        promoted = self.history.next_promoted()
+        if promoted is not None:
+            self._ask(promoted, Split.SEARCH)
+            return True
+        if self._propose():
             return True
         if any(split is Split.SEARCH for _, split in self.history.pending):
-            return False  # the front is not final yet
+            return False
+        conclusion = self._allocation.conclude(self.history, goes_on=self._goes_on)
+        if conclusion is not None:
+            self._append(conclusion)
+            self._update_front()
+            return True
+        if self._goes_on and self._propose():
+            return True
         for name in self._finalists():
             if (name, Split.HELD_OUT) not in self.history.asked:
-                self._submit(name, Split.HELD_OUT)
+                self._ask(name, Split.HELD_OUT)
                 return True
         return False
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the sampler may be asked for more candidates."""
+        return len(self._candidates) < self.history.budget and not self._time_is_up
+
+    def _propose(self) -> bool:
+        """Ask the sampler for a candidate of the cohort that is open, and ask its first items."""
+        if not self._goes_on or not self._allocation.has_room(
+            self.history, getattr(self._session.sampler, "generation_size", None)
+        ):
+            return False
+        candidate = self._session.sampler.ask()
+        if candidate is None:
+            return False
+        self._remember(candidate)
+        self._ask(str(candidate.id), Split.SEARCH)
+        return True
 
     def _finalists(self) -> list[str]:
         """Who is re-scored on held-out items: every baseline and a well-spread part of the front.
@@ -238,11 +279,19 @@ class Driver:
             names += [trials[index].name for index in chosen]
         return names
 
-    def _submit(self, name: str, split: Split) -> None:
+    def _ask(self, name: str, split: Split) -> None:
+        """Journal a question and have it answered."""
         event: Event = {"event": "asked", "trial": name, "split": split.value}
-        if split is Split.SEARCH:
+        candidate = self._candidates.get(name)
+        if split is Split.SEARCH and candidate is not None:
+            block = self._allocation.block_of(self.history, name)
+            if block is not None:
+                if block.name not in self.history.blocks:
+                    items = [list(part) for part in block.items]
+                    self._append({"event": "items", "block": block.name, "items": items})
+                event |= {"block": block.name, "cohort": block.cohort}
+        if split is Split.SEARCH and name not in self.history.trials:
             event["recipe_digest"] = self._recipes[name].digest
-            candidate = self._candidates.get(name)
             if candidate is None:
                 event |= {"generation": -1, "recipe": self._recipes[name].to_json()}
             else:
@@ -252,54 +301,57 @@ class Driver:
 
     def _evaluate(self, name: str, split: Split) -> None:
         """Have a question answered: from what is known already, else by a worker."""
-        same = self._scored_as.get(self.history.trials[name].recipe_digest)
-        if split is Split.SEARCH and same is not None:
-            estimates = self.history.trials[same].search
-            assert estimates is not None  # that is what being scored means
-            self._tell(name, split, estimates, {}, same_as=same)
+        recipe = self._recipes[name]
+        block = self.history.pending[name, split]
+        known = self._questions.known(recipe.digest, split, block)
+        if known is not None:
+            self._tell(name, split, known, {}, is_known=True)
+            return
+        job = self._questions.job(name, recipe, split, block)
+        waiting = spool.read(spool.path_of(self._folder.spool, job.key))
+        if waiting is not None and (waiting.failure is None or not RETRIES[waiting.failure.kind]):
+            self._record(waiting)  # a worker finished it after the last driver had died
         else:
-            self._session.executor.submit(Job(_key(name, split), self._recipes[name], split))
+            self._session.executor.submit(job)
 
     # Record ---------------------------------------------------------------------------------
 
     def _record(self, evaluation: Evaluation) -> None:
-        name, split = _parse_key(evaluation.key)
+        name, split = parse_key(evaluation.key)
         if evaluation.failure is not None:
             self._fail(name, split, evaluation.failure)
         else:
-            estimates = {
-                objective.name: self._session.estimator.estimate(
-                    [answers_of(evaluation.responses[objective.name])], np.empty((0, 0))
-                )[0]
-                for objective in self._session.objectives
-            }
-            self._tell(name, split, estimates, dict(evaluation.seconds))
-        spool.settle(self._folder.path, evaluation.key)
+            packed = {o: pack(answers) for o, answers in evaluation.responses.items()}
+            block = self.history.pending[name, split]
+            self._tell(name, split, packed, dict(evaluation.seconds))
+            self._questions.keep(self._recipes[name].digest, split, block, packed)
+        spool.settle(self._folder.spool, evaluation.key)
 
     def _tell(
         self,
         name: str,
         split: Split,
-        estimates: Mapping[str, Estimate],
+        packed: Mapping[str, str],
         seconds: Mapping[str, float],
         *,
-        same_as: str | None = None,
+        is_known: bool = False,
     ) -> None:
+        """Journal answers; of who has answered all items the scores too."""
         event: Event = {
             "event": "told",
             "trial": name,
             "split": split.value,
-            "estimates": {
-                objective: [e.score, e.standard_error, e.n_items]
-                for objective, e in estimates.items()
-            },
+            "responses": dict(packed),
             "seconds": dict(seconds),
         }
-        if same_as is not None:
-            event["same_as"] = same_as
+        if is_known:
+            event["known"] = True
+        if self.history.pending[name, split] is None:
+            responses = {objective: unpack(text) for objective, text in packed.items()}
+            event["estimates"] = plain_estimates(self._session.scoring.report(responses))
         self._append(event)
+        self._n_failures_in_a_row = 0
         if split is Split.SEARCH:
-            self._n_failures_in_a_row = 0
             self._update_front()
 
     def _fail(self, name: str, split: Split, failure: Failure) -> None:
@@ -322,25 +374,13 @@ class Driver:
             )
         self._update_front()
 
-    def _settle_spool(self) -> None:
-        """Tell what workers finished after the last driver had died; the rest is asked again."""
-        spool.sweep(self._folder.spool)
-        for name, split in list(self.history.asked):
-            if (name, split) not in self.history.pending:
-                spool.settle(self._folder.path, _key(name, split))
-        for name, split in list(self.history.pending):
-            evaluation = spool.read(self._folder.spool / f"{_key(name, split)}.json")
-            failure = None if evaluation is None else evaluation.failure
-            if evaluation is not None and (failure is None or not RETRIES[failure.kind]):
-                self._record(evaluation)
-
     def _update_front(self) -> None:
-        """Journal the front when the last answer changed it; nothing before all baselines."""
+        """Journal the front when the last scores changed it; nothing before all baselines."""
         if not self._baselines_are_answered:
             return
         last = self.history.front
+        considered = self._allocation.contenders(self.history)
         if last is None:
-            considered = self.history.scored()
             if not considered:
                 self._append({"event": "finished", "reason": "fuse"})
                 raise FuseError(
@@ -348,27 +388,23 @@ class Driver:
                     f"look at {self._folder.journal} for the causes"
                 )
             self._warn_of_constants(considered)
-        else:
-            # Later points can only leave or join: what was dominated stays dominated.
-            since = max(last.n_evaluations, self._n_considered)
-            considered = [self.history.trials[name] for name in last.trials]
-            considered += self.history.scored_since(since)
-        self._n_considered = self.history.n_evaluations
         losses = self.history.losses(considered)
         keep = pareto.non_dominated(losses)
         names = tuple(t.name for t, kept in zip(considered, keep, strict=True) if kept)
-        if last is not None and names == last.trials:
+        is_provisional = self._allocation.is_provisional(self.history)
+        if last is not None and (names, is_provisional) == (last.trials, last.is_provisional):
             return
         reference = self._reference() if last is None else np.array(last.reference)
-        self._append(
-            {
-                "event": "front",
-                "n_evaluations": self.history.n_evaluations,
-                "trials": list(names),
-                "hypervolume": pareto.hypervolume(losses[keep], reference),
-                "reference": [float(r) for r in reference],
-            }
-        )
+        event: Event = {
+            "event": "front",
+            "n_evaluations": self.history.n_evaluations,
+            "trials": list(names),
+            "hypervolume": pareto.hypervolume(losses[keep], reference),
+            "reference": [float(r) for r in reference],
+        }
+        if is_provisional:
+            event["provisional"] = True
+        self._append(event)
 
     def _reference(self) -> FloatArray:
         """The hypervolume's reference point in losses, fixed once all baselines are told.
@@ -398,16 +434,13 @@ class Driver:
                 )
 
 
-def _key(name: str, split: Split) -> str:
-    """The name of an evaluation in the spool."""
-    return f"{name}@{split.value}"
-
-
-def _parse_key(key: str) -> tuple[str, Split]:
-    name, _, split = key.rpartition("@")
-    return name, Split(split)
-
-
-def answers_of(responses: Sequence[float]) -> Answers:
-    """Answers to a whole pool."""
-    return Answers(np.arange(len(responses)), np.array(responses, dtype=np.float64))
+def _settled_by(event: Event) -> Sequence[str]:
+    """The trials that an event gives scores on search items, or fails."""
+    match event["event"]:
+        case "scored":
+            return sorted(event["estimates"], key=lambda name: (len(name), name))
+        case "told" if event["split"] == Split.SEARCH and "estimates" in event:
+            return [event["trial"]]
+        case "failed" if event["split"] == Split.SEARCH:
+            return [event["trial"]]
+    return ()

@@ -5,21 +5,27 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
+
+import numpy as np
 
 from evomerge import loading, samplers
 from evomerge.baselines import baselines
-from evomerge.config import MEAN_ESTIMATOR, Config
+from evomerge.config import ESTIMATORS, Config
 from evomerge.datatypes import Group, Problem, Recipe, Spec, Split, WorkerFacts, digest_of
 from evomerge.errors import ConfigError, RunError
 from evomerge.evaluation import open_models, worker_setup
 from evomerge.execution import start_executor
+from evomerge.fidelity import Schedule, choose_schedule
 from evomerge.history import Started
 from evomerge.journal import Event
-from evomerge.protocols import Estimator, Executor, Sampler, SearchSpace
+from evomerge.protocols import Executor, Sampler, SearchSpace
 from evomerge.run_folder import RunFolder
+from evomerge.scoring import Scoring
 
+_VERSIONS_OF_ANSWERS = ("evomerge", "torch", "transformers", "lm_eval")
 _VERSIONS_OF = ("evomerge", "torch", "transformers", "lm_eval", "numpy", "cmaes", "pymoo")
 
 
@@ -56,6 +62,58 @@ def choose_sampler(name: str, problem: Problem) -> tuple[str, str]:
     )
 
 
+AUTOMATIC = {"ranking": "mean", "reporting": "mean"}
+"""What `auto` stands for (measured: docs/benchmarks.md, Estimators)."""
+
+
+def estimator_name(name: str, kind: str) -> str:
+    """The import path of an estimator; `name` is short, a path or `auto`.
+
+    Raises:
+        ConfigError: when it is none of these.
+    """
+    name = AUTOMATIC[kind] if name == "auto" else name
+    if name in ESTIMATORS:
+        return ESTIMATORS[name]
+    if ":" in name:
+        return name
+    near = difflib.get_close_matches(name, ESTIMATORS, n=1)
+    raise ConfigError(
+        f"estimators.{kind} is one of auto, {', '.join(ESTIMATORS)} or an import path "
+        f"package.module:Name, but got {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
+    )
+
+
+def estimators_of(config: Config, kind: Literal["ranking", "reporting"]) -> dict[str, Spec]:
+    """How to build the estimator of each objective.
+
+    Raises:
+        ConfigError: when one is unknown.
+    """
+    given: str = getattr(config.estimators, kind)
+    target = estimator_name(given, kind)
+    options = config.estimators.options.get(given, {})
+    return {
+        objective.name: Spec(
+            target,
+            options
+            if objective.item_bank is None or target == ESTIMATORS["mean"]
+            else {**options, "bank": objective.item_bank},
+        )
+        for objective in config.objectives
+    }
+
+
+def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """Weights by objective in the order of the losses: samplers know no names."""
+    if set(weights) != set(names):
+        raise ConfigError(
+            f"sampler.weights has one weight for each objective ({', '.join(names)}), "
+            f"but names {', '.join(weights)}"
+        )
+    return [weights[name] for name in names]
+
+
 class Session:
     """Everything of a run that is not in its journal; cheap refusals come first.
 
@@ -73,14 +131,15 @@ class Session:
         self, config: Config, folder: RunFolder | None = None, started: Started | None = None
     ) -> None:
         self.config = config
-        self.objectives = tuple(o.objective for o in config.objectives)
+        named = tuple(o.objective for o in config.objectives)
         setup = worker_setup(config, spool_folder=None if folder is None else folder.spool)
+        self.cache = setup.cache
         self.models = open_models(setup.models)
         groups = self.models.anatomy.groups
         self.space = bind_space(config, groups)
         self.problem = Problem(
             dimensions=self.space.dimensions,
-            n_objectives=len(self.objectives),
+            n_objectives=len(named),
             anchors=self.space.anchors,
             # Fixed at the start: a sampler may depend on it, and must not change on resume.
             budget=config.budget.evaluations if started is None else started.budget,
@@ -88,34 +147,53 @@ class Session:
         self.sampler_target, self.sampler_reason = choose_sampler(config.sampler.name, self.problem)
         options = dict(config.sampler.options)
         if isinstance(options.get("weights"), dict):
-            options["weights"] = self._in_order(options["weights"])
+            names = [objective.name for objective in named]
+            options["weights"] = _in_order(options["weights"], names)
         self.sampler: Sampler = loading.build(
             Spec(self.sampler_target, options), self.problem, seed=config.seed
         )
-        self.estimator: Estimator = loading.build(Spec(MEAN_ESTIMATOR))
+        weights = options.get("weights", [1.0] if len(named) == 1 else None)
+        self.weights = None if weights is None else np.array(weights, dtype=np.float64)
+        """What the sampler climbs, if that is a weighted mean of the objectives."""
         self.baselines: dict[str, Recipe] = baselines(
             tuple(config.experts),
             tuple(group.label for group in groups),
             scales=config.baselines.scales,
             seed=config.seed,
         )
+        # Wrong options are refused before a worker loads a model.
+        estimators = {kind: estimators_of(config, kind) for kind in ("ranking", "reporting")}
         self.executor: Executor = start_executor(config.workers, setup)
         try:
+            found = {objective.name: objective for objective in self.executor.facts.objectives}
+            self.objectives = tuple(found[objective.name] for objective in named)
+            self.scoring = Scoring(
+                self.objectives,
+                *(
+                    {name: loading.build(spec) for name, spec in of_kind.items()}
+                    for of_kind in estimators.values()
+                ),
+            )
+            self.schedule, self.schedule_reason = self._choose_schedule(started)
             if started is not None:
                 self._refuse_changes(started)
         except BaseException:
             self.close()
             raise
 
-    def _in_order(self, weights: Mapping[str, float]) -> list[float]:
-        """Weights by objective in the order of the losses: samplers know no names."""
-        names = [objective.name for objective in self.objectives]
-        if set(weights) != set(names):
-            raise ConfigError(
-                f"sampler.weights has one weight for each objective ({', '.join(names)}), "
-                f"but names {', '.join(weights)}"
-            )
-        return [weights[name] for name in names]
+    def _choose_schedule(self, started: Started | None) -> tuple[Schedule | None, str]:
+        """How many items candidates answer, and why; a resumed run keeps its own."""
+        if started is not None:
+            plain = started.fidelity
+            return None if plain is None else Schedule(**plain), started.fidelity_reason
+        fidelity = self.config.fidelity
+        if fidelity == "off":
+            return None, "asked for"
+        pools = [
+            len(items.digests) for items in self.executor.facts.items if items.split is Split.SEARCH
+        ]
+        given = {} if fidelity == "auto" else fidelity.given
+        return choose_schedule(pools, self.problem.budget, len(self.baselines), given)
 
     def started_event(self) -> Event:
         """The first line of a new run's journal."""
@@ -131,6 +209,9 @@ class Session:
             "model_digests": dict(facts.model_digests),
             "item_digests": _item_digests(facts),
             "n_items": _item_counts(facts),
+            "fitness": [
+                list(items.objectives) for items in facts.items if items.split is Split.SEARCH
+            ],
             "experts": list(self.config.experts),
             "groups": [
                 {
@@ -142,15 +223,33 @@ class Session:
                 for group in facts.groups
             ],
             "objectives": [
-                {"name": o.name, "direction": o.direction.value, "worst": o.worst}
+                {
+                    "name": o.name,
+                    "direction": o.direction.value,
+                    "worst": o.worst,
+                    "statistic": [o.statistic.target, o.statistic.n_columns],
+                }
                 for o in self.objectives
             ],
             "dimensions": [dimension.label for dimension in self.problem.dimensions],
             "sampler": self.sampler_target,
             "sampler_reason": self.sampler_reason,
+            "seed": self.config.seed,
             "n_baselines": len(self.baselines),
             "budget": self.problem.budget,
+            "fidelity": None if self.schedule is None else asdict(self.schedule),
+            "fidelity_reason": self.schedule_reason,
+            "estimators": {
+                "ranking": estimator_name(self.config.estimators.ranking, "ranking"),
+                "reporting": estimator_name(self.config.estimators.reporting, "reporting"),
+            },
         }
+
+    @property
+    def settings(self) -> str:
+        """Digest of all that decides an answer besides models, recipe and items."""
+        of_versions = [importlib.metadata.version(name) for name in _VERSIONS_OF_ANSWERS]
+        return digest_of([of_versions, list(self.executor.facts.settings)])
 
     def _refuse_changes(self, started: Started) -> None:
         facts = self.executor.facts

@@ -1,8 +1,8 @@
 """Results on their way to the journal: one file per evaluation, written by the worker.
 
 A worker writes its result here before it answers, so that a driver that dies loses nothing that
-was finished. Once told in the journal the file moves to `responses/`, where it stays as the record
-of the answers item by item.
+was finished. Once told in the journal, which then holds the answers, the file is removed. Files are
+not forced to the disk: they outlive any process, and a power cut costs what was in flight.
 """
 
 import json
@@ -22,12 +22,10 @@ def write(folder: Path, evaluation: Evaluation) -> Path:
         if evaluation.failure is None
         else {"kind": evaluation.failure.kind, "message": evaluation.failure.message},
     }
-    target = folder / f"{evaluation.key}.json"
+    target = path_of(folder, evaluation.key)
     temporary = folder / f".{evaluation.key}.{os.getpid()}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         file.write(canonical_json(plain))
-        file.flush()
-        os.fsync(file.fileno())
     temporary.replace(target)
     return target
 
@@ -53,8 +51,11 @@ def sweep(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def settle(run: Path, key: str) -> None:
-    """Move a told result from the spool to the responses; nothing to do if it is there already."""
-    source = run / "spool" / f"{key}.json"
-    if source.exists():
-        source.replace(run / "responses" / source.name)
+def path_of(folder: Path, key: str) -> Path:
+    """Where the result of a key is while it waits."""
+    return folder / f"{key}.json"
+
+
+def settle(folder: Path, key: str) -> None:
+    """Remove a result that the journal holds now."""
+    path_of(folder, key).unlink(missing_ok=True)

@@ -45,6 +45,8 @@ def write_config(tiny_zoo, tmp_path: Path):
             ],
             "budget": {"evaluations": 12},
             "workers": {"threads": 1},
+            # each test evaluates for itself
+            "reuse_evaluations": False,
             "seed": 3,
         }
         plain |= changes

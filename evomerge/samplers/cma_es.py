@@ -84,6 +84,11 @@ class CmaEsSampler:
         self._upcoming = [(a, self._injected(a)) for a in self._anchors[: self._population]]
         self._points: dict[int, FloatArray] = {}
 
+    @property
+    def generation_size(self) -> int:
+        """How many candidates are asked for before the next generation is made."""
+        return self._population
+
     def ask(self) -> Candidate | None:
         """The next candidate, or None while a wholly asked generation is not wholly told."""
         if len(self._points) == self._population:

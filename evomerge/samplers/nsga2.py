@@ -43,6 +43,7 @@ class Nsga2Sampler:
         size = checked_population("nsga2", population) or max(
             default_population(problem.budget), len(problem.anchors)
         )
+        self._size = size
         self._ledger = Ledger(problem.n_objectives)
         self._generation = 0
         self._unseen = _Unseen()
@@ -54,6 +55,11 @@ class Nsga2Sampler:
             self._unseen,
         )
         self._breed()
+
+    @property
+    def generation_size(self) -> int:
+        """How many candidates are asked for before the next generation is made."""
+        return self._size
 
     def ask(self) -> Candidate | None:
         """The next candidate, or None while a wholly asked generation is not wholly told."""

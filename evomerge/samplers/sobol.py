@@ -43,6 +43,11 @@ class SobolSampler:
         self._binary = binary_mask(problem)
         self._ledger = Ledger(problem.n_objectives)
 
+    @property
+    def generation_size(self) -> None:
+        """It never waits for losses."""
+        return
+
     def ask(self) -> Candidate:
         """The next candidate, always at once."""
         if not self._upcoming:

@@ -21,6 +21,11 @@ class UniformSampler:
         self._anchors = list(problem.anchors)
         self._ledger = Ledger(problem.n_objectives)
 
+    @property
+    def generation_size(self) -> None:
+        """It never waits for losses."""
+        return
+
     def ask(self) -> Candidate:
         """The next candidate, always at once."""
         if self._anchors:

@@ -36,7 +36,8 @@ def test_an_export_loads_and_scores_exactly_as_journaled(run, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     done = export(run, "3", tmp_path / "merged")
-    assert done.rescored == dict(read_history(run).trials["3"].search or {})
+    search = read_history(run).trials["3"].search or {}
+    assert done.rescored == {name: pytest.approx(e.score) for name, e in search.items()}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     ids = tokenizer("sort: b a =", return_tensors="pt").input_ids
@@ -89,14 +90,14 @@ def test_a_model_that_scores_otherwise_is_refused(run, tmp_path, monkeypatch):
 
     real = module.rescore
 
-    def other(folder: Path, config):
+    def other(folder: Path, *arguments):
         """As if the weights on disk had been written wrongly."""
         from safetensors.torch import load_file, save_file
 
         tensors = load_file(folder / "model.safetensors")
         tensors = {name: torch.zeros_like(t) for name, t in tensors.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return real(folder, config)
+        return real(folder, *arguments)
 
     monkeypatch.setattr(module, "rescore", other)
     history = read_history(run)

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from evomerge.baselines import baselines
@@ -37,11 +35,11 @@ def test_a_run_evaluates_baselines_candidates_and_the_front_on_held_out_items(
     again = read_history(run)
     assert again.trials == history.trials
     assert again.fronts == history.fronts
-    responses = json.loads((run / "responses" / "3@search.json").read_text())
     search = history.trials["3"].search
     assert search is not None
-    answers = responses["responses"]["sort"]
-    assert sum(answers) / len(answers) == pytest.approx(search["sort"].score)
+    answers = again.answers("3", Split.SEARCH, "sort")
+    assert answers.items.tolist() == list(range(20))
+    assert answers.values.mean() == pytest.approx(search["sort"].score)
 
 
 def test_hypervolume_never_falls(write_config, tmp_path):
@@ -148,7 +146,9 @@ def test_another_operator_is_searched_with_the_same_baselines(write_config, tmp_
         assert history.trials[name].search == trial.search
     assert [t.failure for t in history.trials.values()] == [None] * 13
     done = export(tmp_path / "ties", "2", tmp_path / "merged")
-    assert done.rescored == dict(history.trials["2"].search or {})
+    assert done.rescored == {
+        name: pytest.approx(e.score) for name, e in (history.trials["2"].search or {}).items()
+    }
 
 
 def test_equal_recipes_are_evaluated_once(write_config, python_objective, tmp_path):
