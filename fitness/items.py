@@ -1,6 +1,8 @@
 """Which documents are search items and which are held out, and proof that they are not the same."""
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from textwrap import shorten
 
 import numpy as np
@@ -73,6 +75,49 @@ def divide(
     return sorted(positions[:n_search]), sorted(positions[n_search : n_search + n_held_out])
 
 
+def share(
+    n_wanted: int | Mapping[str, int] | None, sizes: Mapping[str, int], split: Split, task: str
+) -> dict[str, int | None]:
+    """How many items each of several subtasks gives; `sizes` are their numbers of documents.
+
+    A mapping says so itself: a subtask that it leaves out gives all of its documents, as all do
+    for None. A number is divided in proportion to the sizes, at least one item each (as seats by
+    votes: Sainte-Lague).
+
+    Raises:
+        TaskError: when a mapping names an unknown subtask, or a number does not suffice for all.
+    """
+    if isinstance(n_wanted, Mapping):
+        for name, n_items in n_wanted.items():
+            if name not in sizes:
+                close = get_close_matches(str(name), sizes, n=2)
+                raise TaskError(
+                    f"{task}: items are given for subtasks that there are, but {name!r} is none: "
+                    + (f"did you mean {' or '.join(close)}?" if close else "check the name")
+                )
+            _check_wanted(n_items, split, f"{task}, {name}")
+        return {name: n_wanted.get(name) for name in sizes}
+    _check_wanted(n_wanted, split, task)
+    if n_wanted is None or len(sizes) == 1 or n_wanted == 0:
+        return dict.fromkeys(sizes, n_wanted)
+    total = sum(sizes.values())
+    if not len(sizes) <= n_wanted <= total:
+        raise TaskError(
+            f"{task}: there must be at least one item of each subtask and no more than there are, "
+            f"but {n_wanted} {split.value} items are asked of {len(sizes)} subtasks with {total} "
+            "documents: ask for another number, or give one for each subtask"
+        )
+    counts = dict.fromkeys(sizes, 1)
+    waiting = [(-size / 3, name) for name, size in sizes.items()]
+    heapq.heapify(waiting)
+    for _ in range(n_wanted - len(sizes)):
+        while counts[name := heapq.heappop(waiting)[1]] >= sizes[name]:
+            pass
+        counts[name] += 1
+        heapq.heappush(waiting, (-sizes[name] / (2 * counts[name] + 1), name))
+    return dict(counts)
+
+
 def refuse_overlap(
     search: Sequence[str], held_out: Sequence[str], text: Callable[[int], str], task: str
 ) -> None:
@@ -94,8 +139,8 @@ def _check_wanted(n_wanted: int | None, split: Split, task: str) -> None:
     least = 1 if split is Split.SEARCH else 0
     if n_wanted is not None and not isinstance(n_wanted, int):
         raise TaskError(
-            f"{task}: the items of a task are given as a number, but {split.value} items are "
-            f"{n_wanted!r}: give how many, or leave it out to take all"
+            f"{task}: the items of a task are given as a number, or one for each of several tasks, "
+            f"but {split.value} items are {n_wanted!r}: give how many, or leave it out to take all"
         )
     if n_wanted is not None and n_wanted < least:
         raise TaskError(

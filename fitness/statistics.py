@@ -7,6 +7,7 @@ be without each of them.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -117,7 +118,7 @@ def weighted_perplexity(sums: FloatArray) -> FloatArray:
 def bits_per_byte(sums: FloatArray) -> FloatArray:
     """Columns: log-likelihood, number of bytes. Bits that a byte costs."""
     nats: FloatArray = -sums[..., 0] / sums[..., 1]
-    return nats / np.log(2)
+    return nats / math.log(2)
 
 
 def median(values: FloatArray) -> float:

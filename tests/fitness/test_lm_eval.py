@@ -3,7 +3,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -11,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.datatypes import Objective, Split
-from evomerge.errors import TaskError
+from evomerge.datatypes import Split
 from evomerge.live_model import LoadedModel
-from fitness.lm_eval import LmEvalFitness
+from tests.support.harness import build, simple_evaluate
 
 METRICS = {
     "choice": ("acc", "acc_norm"),
@@ -22,34 +20,6 @@ METRICS = {
     "writing": ("exact_match,whole", "exact_match,first"),
 }
 N_SEARCH, N_HELD_OUT = 21, 33
-
-
-def build(path: str, metrics: Sequence[str | None] = ("acc",), **options: Any) -> LmEvalFitness:
-    objectives = tuple(Objective(f"o{number}") for number in range(len(metrics)))
-    return LmEvalFitness(objectives, task=path, metrics=metrics, **options)
-
-
-def simple_evaluate(
-    path: str, model: Any, tokenizer: Any, fewshot_seed: int | None = None, **options: Any
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """lm-eval's own scores and samples of a task's test split."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    results = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
-        tasks=[path],
-        task_manager=TaskManager(include_defaults=False),
-        bootstrap_iters=0,
-        random_seed=None,
-        numpy_random_seed=None,
-        torch_random_seed=None,
-        fewshot_random_seed=fewshot_seed,
-        **options,
-    )
-    ((name, scores),) = results["results"].items()
-    return scores, results["samples"][name]
 
 
 def answer_some_right(tasks, model, tokenizer):
@@ -214,7 +184,9 @@ def test_a_second_candidate_repeats_no_preparation(name, tasks, model, tokenizer
     monkeypatch.setattr(type(tokenizer), "_encode_plus", refuse)
     monkeypatch.setattr(utils, "apply_template", refuse)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    monkeypatch.setattr(fitness._engine, "plan", refuse)
+    for engine in (fitness._bound.likelihood, fitness._bound.generation):
+        if engine is not None:
+            monkeypatch.setattr(engine, "plan", refuse)
     assert fitness.respond(Split.SEARCH, range(N_SEARCH)).tolist() == first.tolist()
 
 
@@ -354,207 +326,3 @@ def test_a_folder_with_one_task_stands_for_it(tasks):
     assert build(str(tasks.folder)).items(Split.SEARCH) == build(tasks.path("choice")).items(
         Split.SEARCH
     )
-
-
-# bad input
-
-
-def spoil(tasks: Any, name: str, old: str, new: str) -> str:
-    text = tasks.text(name)
-    assert old in text
-    return tasks.write(name, text.replace(old, new))
-
-
-def refused(path: str, *facts: str, **options: Any) -> None:
-    with pytest.raises(TaskError) as caught:
-        build(path, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith(f"{path}: ")
-    for fact in facts:
-        assert fact in message
-
-
-def test_an_unknown_path_is_refused(tasks):
-    refused(tasks.path("missing"), "there is no such file")
-
-
-def test_an_unknown_name_or_a_group_is_refused(monkeypatch):
-    from types import SimpleNamespace
-
-    names = ["gsm8k", "gsm8k_cot", "hellaswag"]
-    catalogue = SimpleNamespace(all_tasks=[*names, "mmlu"], all_subtasks=names)
-    monkeypatch.setattr("fitness.lm_eval._catalogue", lambda: catalogue)
-    refused("gsm8", "did you mean gsm8k or gsm8k_cot?")
-    refused("mmlu", "name for a group or a tag")
-
-
-def test_a_folder_with_several_tasks_is_refused(tasks):
-    refused(str(tasks.folder), "exactly one task", "answer, choice, writing")
-
-
-def test_a_folder_without_tasks_is_refused(tmp_path):
-    refused(str(tmp_path), "exactly one task", "holds none")
-
-
-@pytest.mark.parametrize("metric", ["f1", "acc,whole", "acc,", ""])
-def test_an_unknown_metric_is_refused_with_the_known_ones(metric, tasks):
-    refused(
-        tasks.path("choice"), f"{metric!r} is not", "acc,none, acc_norm,none", metrics=(metric,)
-    )
-
-
-def test_a_bare_metric_is_refused_when_the_task_has_several_filters(tasks):
-    refused(
-        tasks.path("writing"),
-        "choose from exact_match,first, exact_match,whole",
-        metrics=("exact_match",),
-    )
-
-
-def test_a_metric_that_is_no_mean_is_refused(tasks):
-    path = spoil(
-        tasks, "choice", "metric: acc_norm, aggregation: mean", "metric: f1, aggregation: f1"
-    )
-    refused(path, "'f1' is combined by 'f1_score'", metrics=("f1",))
-
-
-def test_each_objective_needs_a_metric(tasks):
-    with pytest.raises(TaskError, match="1 objectives and 2 metrics"):
-        LmEvalFitness((Objective("one"),), task=tasks.path("choice"), metrics=("acc", "acc_norm"))
-
-
-def test_overlapping_splits_are_refused_with_the_first_item(tasks):
-    search, held_out = tasks.split("choice", "search"), tasks.split("choice", "held_out")
-    tasks.write_split("choice", "held_out", [*held_out[:3], search[5], search[2]])
-    refused(tasks.path("choice"), "2 of 5 are", repr(search[5]["question"] + " ="))
-
-
-@pytest.mark.parametrize("split", ["search", "held_out"])
-def test_an_empty_split_is_refused(split, tasks):
-    tasks.write_split("choice", split, [])
-    refused(tasks.path("choice"), "every split of a task must have documents")
-
-
-def test_no_documents_at_all_are_refused(tasks):
-    for split in Split:
-        tasks.write_split("choice", split.value, [])
-    refused(tasks.path("choice"), "every split of a task must have documents")
-
-
-@pytest.mark.parametrize(
-    ("options", "fact"),
-    [
-        ({"items": 22}, "22 search items are asked for and there are 21"),
-        ({"held_out": 34}, "34 held_out items are asked for and there are 33"),
-        ({"items": 0}, "at least 1 search items"),
-        ({"held_out": -1}, "at least 0 held_out items"),
-        ({"items": "search.jsonl"}, "search items are 'search.jsonl'"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"num_fewshot": -1}, "num_fewshot"),
-        ({"num_fewshot": 2}, "there are 0 documents for 2 examples"),
-    ],
-)
-def test_numbers_that_the_task_cannot_meet_are_refused(options, fact, tasks):
-    refused(tasks.path("choice"), fact, **options)
-
-
-def test_a_single_split_that_is_too_small_is_refused(tasks):
-    path = spoil(tasks, "choice", "validation_split: validation\n", "")
-    refused(path, "20 + 14 are needed and there are 33 different ones", items=20, held_out=14)
-    refused(path, "are needed and there are 33 different ones", held_out=33)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "fact"),
-    [
-        ("test_split: test", "test_split: nothing", "KeyError"),
-        ("choice.search.jsonl", "nowhere.jsonl", "FileNotFoundError"),
-        ("{{question}}", "{{nothing}}", "'nothing' is undefined"),
-        ("{{question}}", "{% if %}", "TemplateSyntaxError"),
-        ("output_type: multiple_choice", "output_type: essay", "Got invalid output_type 'essay'"),
-        ("output_type", " : [", "ParserError"),
-    ],
-)
-def test_a_task_that_lm_eval_cannot_read_is_refused(old, new, fact, tasks):
-    refused(spoil(tasks, "choice", old, new), "lm-eval must be able to read the task", fact)
-
-
-def test_a_task_that_fails_on_a_later_document_is_refused(tasks):
-    documents = tasks.split("choice", "search")
-    del documents[9]["question"]
-    tasks.write_split("choice", "search", documents)
-    path = spoil(tasks, "choice", "{{question}}", "{{question + ''}}")
-    refused(path, "TypeError")
-
-
-def test_sampled_text_is_refused(tasks):
-    path = spoil(tasks, "writing", "do_sample: false", "do_sample: true, temperature: 0.7")
-    refused(path, "sampling", metrics=METRICS["writing"])
-    path = spoil(tasks, "writing", "do_sample: false", "num_beams: 4")
-    refused(path, "num_beams", metrics=METRICS["writing"])
-
-
-def test_other_output_types_and_unsafe_code_are_refused(tasks):
-    path = spoil(
-        tasks, "answer", "output_type: loglikelihood", "output_type: loglikelihood_rolling"
-    )
-    refused(path, "it is loglikelihood_rolling")
-    path = spoil(tasks, "answer", "output_type:", "unsafe_code: true\noutput_type:")
-    refused(path, "unsafe_code")
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_items_that_are_too_long_for_the_model_are_refused(name, tasks, model, tokenizer):
-    documents = tasks.split(name, "held_out")
-    documents[3]["question"] = "a " * 260
-    tasks.write_split(name, "held_out", documents)
-    fitness = build(tasks.path(name), METRICS[name])
-    with pytest.raises(TaskError, match=r"takes \d+ tokens and the model reads 256"):
-        fitness.bind(LoadedModel(model, tokenizer))
-
-
-def test_a_model_without_tokenizer_is_refused(tasks, model):
-    with pytest.raises(TaskError, match="need a tokenizer"):
-        build(tasks.path("choice")).bind(LoadedModel(model, None))
-
-
-def test_an_empty_answer_is_refused(tasks, model, tokenizer):
-    documents = tasks.split("answer", "search")
-    documents[3]["answer"] = ""
-    tasks.write_split("answer", "search", documents)
-    path = spoil(
-        tasks,
-        "answer",
-        'doc_to_target: "{{answer}}"',
-        'doc_to_target: "{{answer}}"\ntarget_delimiter: ""',
-    )
-    with pytest.raises(TaskError, match="each answer must have a token"):
-        build(path).bind(LoadedModel(model, tokenizer))
-
-
-# A model that computes NaN
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_a_model_that_computes_nan_gives_no_answers(name, tasks, model, tokenizer):
-    """The best choice among NaN, or the text after them, would look like any other answer."""
-    fitness = build(tasks.path(name), METRICS[name])
-    fitness.bind(LoadedModel(model, tokenizer))
-    with torch.no_grad():
-        model.model.norm.weight[3] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"not finite|NaN"):
-        fitness.respond(Split.SEARCH, range(N_SEARCH))
-
-
-def test_a_metric_may_be_left_out_where_there_is_one(tasks, model, tokenizer):
-    by_name, by_default = (build(tasks.path("answer"), [m]) for m in ("acc", None))
-    answers = []
-    for fitness in (by_name, by_default):
-        fitness.bind(LoadedModel(model, tokenizer))
-        answers.append(fitness.respond(Split.SEARCH, range(N_SEARCH)))
-    assert np.array_equal(*answers)
-    with pytest.raises(
-        TaskError, match=r"several, but it does not: choose from acc,none, acc_norm"
-    ):
-        build(tasks.path("choice"), [None])
