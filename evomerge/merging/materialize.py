@@ -16,7 +16,7 @@ from evomerge.datatypes import Recipe
 from evomerge.errors import ConfigError, IncompatibleError
 from evomerge.merging.bank import Bank
 from evomerge.merging.deltas import rounded_deltas
-from evomerge.merging.native import native_mix
+from evomerge.merging.native import NATIVE_DTYPES, NativePieces, native_mix
 from evomerge.merging.pieces import Flat, Piece
 from evomerge.merging.serial_threads import in_order, serial_threads
 from evomerge.merging.variant import Variant
@@ -32,11 +32,8 @@ _CHUNK_GPU = 1 << 24
 _SMALL_MODEL = 1 << 22
 
 
-class _Rows(NamedTuple):
-    """The fp32 coefficients, shape `(n_groups, n_experts)`, as numbers and as memory."""
-
-    numbers: list[list[float]]
-    memory: NDArray[np.float32]
+# The fp32 coefficients, contiguous, shape `(n_groups, n_experts)`.
+_Rows = NDArray[np.float32]
 
 
 class Materializer:
@@ -46,7 +43,7 @@ class Materializer:
     experts by fused multiply-adds, rounded once to the model's dtype. Coefficients of 0 are
     skipped, so that without others the base comes back bit for bit. The same recipe gives the same
     bytes whatever the chunk size, the number of threads, the worker, and whether the machine has a
-    C compiler (then bf16 on the CPU is summed in one pass, see `native_mix`).
+    C compiler (then bf16 and fp32 on the CPU are summed in one pass, see `native_mix`).
 
     Base and bank stay in their memory-mapped files (on a GPU: are copied to it once); the model's
     own parameters are the only other copy of the weights, and what is computed on the way has the
@@ -88,7 +85,7 @@ class Materializer:
         if not on_cpu or sum(facts.n_parameters for facts in base.tensors.values()) < _SMALL_MODEL:
             n_threads = 1
         self._mixer = _Mixer(chunk_elements, n_threads, on_cpu=on_cpu)
-        self._pieces: list[_Piece] = []
+        self._pieces: _Pieces | None = None
 
     def serves(self, recipe: Recipe) -> bool:
         """Whether this bank can make the recipe's operator variant."""
@@ -125,13 +122,13 @@ class Materializer:
 
     def release(self) -> None:
         """Let go of the bank and the base (on a GPU: of their copies) until the next `write`."""
-        self._pieces = []
+        self._pieces = None
         self._bank.release()
         self._base.release()
 
-    def _banked_pieces(self) -> list["_Piece"]:
-        if not self._pieces:
-            self._pieces = [
+    def _banked_pieces(self) -> "_Pieces":
+        if self._pieces is None:
+            self._pieces = _Pieces(
                 piece
                 for name, target in self._targets.items()
                 for piece in self._mixer.cut(
@@ -140,7 +137,7 @@ class Materializer:
                     self._bank.bases(name),
                     target,
                 )
-            ]
+            )
         return self._pieces
 
 
@@ -186,16 +183,33 @@ def merged_tensors(
 
 
 class _Piece(NamedTuple):
-    """A part of one tensor: flat views of the same elements, on one device.
-
-    `addresses` are those of the bases, if `native_mix` is to sum them.
-    """
+    """A part of one tensor: flat views of the same elements, on one device."""
 
     group: int
     base: Tensor
     bases: list[Tensor | None]
     target: Tensor
-    addresses: "ctypes.Array[ctypes.c_void_p] | None"
+
+
+class _Pieces:
+    """Pieces in two heaps: what the C kernel sums and what torch sums."""
+
+    def __init__(self, pieces: Iterable[_Piece]) -> None:
+        self.others: list[_Piece] = []
+        self._kept: list[_Piece] = []  # the kernel knows addresses only
+        for piece in pieces:
+            (self._kept if _is_native(piece.target) else self.others).append(piece)
+        self.native = NativePieces(self._kept) if self._kept else None
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self.others)
+
+
+def _is_native(target: Tensor) -> bool:
+    """Whether the C kernel sums it."""
+    return (
+        target.device.type == "cpu" and target.dtype in NATIVE_DTYPES and native_mix() is not None
+    )
 
 
 class _Scratch:
@@ -234,26 +248,14 @@ class _Mixer:
     ) -> list[_Piece]:
         """The pieces of a tensor; sources are moved to the target's device."""
         device = target.device
-        native = (
-            native_mix() is not None and device.type == "cpu" and target.dtype == torch.bfloat16
-        )
-        chunk = self._chunk_elements or (_CHUNK_NATIVE if native else self._n_scratch)
+        chunk = self._chunk_elements or (_CHUNK_NATIVE if _is_native(target) else self._n_scratch)
         flat = target.view(-1)
         source = base.to(device).reshape(-1)
         moved = [None if b is None else b.to(device).reshape(-1) for b in bases]
         pieces = []
         for i in range(0, flat.numel(), chunk):
             parts = [None if b is None else b[i : i + chunk] for b in moved]
-            addresses = [None if part is None else part.data_ptr() for part in parts]
-            pieces.append(
-                _Piece(
-                    group,
-                    source[i : i + chunk],
-                    parts,
-                    flat[i : i + chunk],
-                    (ctypes.c_void_p * len(parts))(*addresses) if native else None,
-                )
-            )
+            pieces.append(_Piece(group, source[i : i + chunk], parts, flat[i : i + chunk]))
         return pieces
 
     def cut_each(
@@ -269,36 +271,40 @@ class _Mixer:
 
     def mix_alone(self, pieces: Iterable[_Piece], rows: _Rows) -> None:
         """Write every piece on the calling thread, which may be any."""
-        _mix(iter(pieces), rows, _Scratch(self._n_scratch))
+        scratch = _Scratch(self._n_scratch)
+        for piece in pieces:
+            one = _Pieces([piece])
+            _mix(one, ctypes.c_size_t(0), iter(one.others), rows, scratch)
 
-    def mix(self, pieces: Sequence[_Piece], rows: _Rows) -> None:
-        """Write every piece; `rows[group][k]` is the coefficient of basis k."""
-        if self._pool is None or len(pieces) < 2:
-            _mix(iter(pieces), rows, self._scratches[0])
-            return
+    def mix(self, pieces: _Pieces, rows: _Rows) -> None:
+        """Write every piece; `rows[group, k]` is the coefficient of basis k."""
         # Shared: a thread whose core is busy elsewhere takes fewer pieces.
-        shared = iter(pieces)
-        for done in [self._pool.submit(_mix, shared, rows, s) for s in self._scratches]:
+        following, others = ctypes.c_size_t(0), iter(pieces.others)
+        if self._pool is None or len(pieces) < 2:
+            _mix(pieces, following, others, rows, self._scratches[0])
+            return
+        for done in [
+            self._pool.submit(_mix, pieces, following, others, rows, scratch)
+            for scratch in self._scratches
+        ]:
             done.result()
 
 
-def _mix(pieces: Iterator[_Piece], rows: _Rows, scratch: _Scratch) -> None:
-    """The sum itself, of every piece that the iterator still gives."""
-    native, first_row, row_bytes = native_mix(), rows.memory.ctypes.data, rows.memory.strides[0]
-    for group, base, bases, target, addresses in pieces:
-        if native is not None and addresses is not None:
-            native(
-                target.data_ptr(),
-                base.data_ptr(),
-                ctypes.addressof(addresses),
-                first_row + group * row_bytes,
-                len(bases),
-                target.numel(),
-            )
-            continue
+def _mix(
+    pieces: _Pieces,
+    following: ctypes.c_size_t,
+    others: Iterator[_Piece],
+    rows: _Rows,
+    scratch: _Scratch,
+) -> None:
+    """The sum itself, of every piece that the counter and the iterator still give."""
+    native = native_mix()
+    if native is not None and pieces.native is not None:
+        pieces.native.mix(native, rows, following)
+    for group, base, bases, target in others:
         total, term = scratch.like(target)
         is_base = True
-        for c, basis in zip(rows.numbers[group], bases, strict=True):
+        for c, basis in zip(rows[group].tolist(), bases, strict=True):
             if c == 0.0 or basis is None:
                 continue
             if is_base:
@@ -352,8 +358,7 @@ def _rows(recipe: Recipe, experts: tuple[str, ...], anatomy: Anatomy) -> _Rows:
             f"coefficients must be finite, but that of {experts[k]} in {recipe.groups[g]} is "
             f"{C[k, g]}: check the search space"
         )
-    memory = np.ascontiguousarray(C.T)
-    return _Rows(memory.tolist(), memory)
+    return np.ascontiguousarray(C.T)
 
 
 def _targets(base: Checkpoint, model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The sum of bfloat16 tensors in one pass, where the machine has a C compiler."""
+"""The sum of tensors in one pass and a model in one call, where the machine has a C compiler."""
 
 import ctypes
 import functools
@@ -8,14 +8,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from evomerge.checkpoints.digests import cache_folder
 
-# Addresses of the target, the base, the array of bases (0: none) and the fp32 coefficients; then
-# how many bases and how many elements. Releases the interpreter while it runs.
-NativeMix = Callable[[int, int, int, int, int, int], None]
+# Address of the pieces, how many, address of the fp32 coefficients, how many of them in a row,
+# address of the number of the next piece. Releases the interpreter while it runs.
+NativeMix = Callable[[int, int, int, int, int], None]
+
+NATIVE_DTYPES = (torch.bfloat16, torch.float32)
+"""What the kernel sums: target, base and bases alike."""
+
+# `struct piece` of mix.c.
+_PIECE = np.dtype([(name, np.uint64) for name in ("out", "base", "bases", "n", "row", "float32")])
 
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-shared", "-fPIC")
 _SECONDS = 60.0
@@ -23,7 +34,7 @@ _SECONDS = 60.0
 
 @functools.cache
 def native_mix() -> NativeMix | None:
-    """The compiled `mix_bf16`, or None: torch's operations then do the same, more slowly.
+    """The compiled `mix`, or None: torch's operations then do the same, more slowly.
 
     Compiled once per kind of machine into the cache folder, in about a second, unless
     `EVOMERGE_NATIVE` is 0. Nothing here can fail a run, and the bytes are the same either way.
@@ -35,10 +46,61 @@ def native_mix() -> NativeMix | None:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError):
         return None
-    mix: NativeMix = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_size_t] * 2)(
-        ("mix_bf16", library)
-    )
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    mix: NativeMix = ctypes.CFUNCTYPE(None, address, size, address, size, address)(("mix", library))
     return mix
+
+
+class NativePieces:
+    """Where the kernel finds the pieces of a model: looked up once, summed in one call.
+
+    Memory is not kept alive: whoever holds this holds the tensors too.
+
+    Args:
+        pieces: For each the row of its coefficients, base, bases and target: contiguous and flat,
+            on the CPU, of one of `NATIVE_DTYPES`.
+    """
+
+    def __init__(
+        self, pieces: Sequence[tuple[int, Tensor, Sequence[Tensor | None], Tensor]]
+    ) -> None:
+        self._table = np.empty(len(pieces), dtype=_PIECE)
+        self._bases = np.array(
+            [[0 if b is None else b.data_ptr() for b in bases] for _, _, bases, _ in pieces],
+            dtype=np.uint64,
+        )
+        first, step = self._bases.ctypes.data, self._bases.strides[0]
+        for i, (row, base, _, target) in enumerate(pieces):
+            is_float32 = target.dtype == torch.float32
+            self._table[i] = (
+                target.data_ptr(),
+                base.data_ptr(),
+                first + i * step,
+                target.numel(),
+                row,
+                is_float32,
+            )
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def mix(
+        self, native: NativeMix, rows: NDArray[np.float32], following: "ctypes.c_size_t"
+    ) -> None:
+        """Sum those pieces that no other thread with the same `following` takes.
+
+        Args:
+            native: The kernel.
+            rows: The coefficients, contiguous, `(n_rows, n_bases)`.
+            following: The number of the next piece, 0 at first.
+        """
+        native(
+            self._table.ctypes.data,
+            len(self._table),
+            rows.ctypes.data,
+            rows.shape[1],
+            ctypes.addressof(following),
+        )
 
 
 def _compiled(compiler: str) -> Path:
