@@ -1,6 +1,7 @@
 """What experts say about texts is computed once, whoever asks and whatever happened to the file."""
 
-import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from evomerge.datatypes import Objective, Split
 from fitness.kept_tensors import Room, read_or_make
 from fitness.unlabeled import UnlabeledFitness
-from tests.support.live_zoo import Zoo, make_numbers, write_texts
+from tests.support.live_zoo import Zoo, write_texts
 
 TEXTS = ["a b c d e f", "b", "c d e", "f e d 1 2"]
 MEASURES = ["kl_to_experts", "alignment_to:sum"]
@@ -123,18 +124,21 @@ def test_nothing_is_written_without_a_comparison(zoo, text):
 
 
 def test_several_writers_make_one_file(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    barrier, made = context.Barrier(4), context.Value("i", 0)
     path = tmp_path / "deep" / "file.safetensors"
-    processes = [
-        context.Process(target=make_numbers, args=(str(path), barrier, made)) for _ in range(4)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert made.value == 1
+    barrier, made = threading.Barrier(4), []
+
+    def fill(tensors: dict[str, torch.Tensor]) -> None:
+        made.append(len(list(path.parent.glob("*.safetensors"))))
+        tensors["numbers"].copy_(torch.arange(1000.0))
+
+    def want(_: int) -> torch.Tensor:
+        barrier.wait()
+        return read_or_make(path, {"numbers": Room((1000,), torch.float32)}, fill)["numbers"]
+
+    with ThreadPoolExecutor(4) as pool:
+        for numbers in pool.map(want, range(4)):
+            assert torch.equal(numbers, torch.arange(1000.0))
+    assert made == [0]  # once, and under another name while it was not complete
     assert {file.name for file in path.parent.iterdir()} <= {path.name, f"{path.name}.lock"}
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.live_model import LoadedModel
-from fitness.kept_tensors import Room, read_or_make
 
 
 class Zoo:
@@ -61,17 +60,3 @@ def copy_of(model: nn.Module) -> dict[str, Tensor]:
 def write_texts(path: Path, texts: list[str], key: str = "text") -> str:
     path.write_text("".join(json.dumps({key: text}) + "\n" for text in texts))
     return str(path)
-
-
-def make_numbers(path: str, barrier: Any, made: Any) -> None:
-    """One of several writers of a file. Top level: it crosses processes."""
-
-    def fill(tensors: dict[str, torch.Tensor]) -> None:
-        with made.get_lock():
-            made.value += 1
-        tensors["numbers"].copy_(torch.arange(1000.0))
-
-    barrier.wait()
-    tensors = read_or_make(Path(path), {"numbers": Room((1000,), torch.float32)}, fill)
-    if not torch.equal(tensors["numbers"], torch.arange(1000.0)):
-        raise RuntimeError("read something else")
