@@ -84,7 +84,7 @@ def override_generation(tasks: Sequence[Any], arguments: Mapping[str, Any], name
     """Set arguments of generation in all tasks that generate, as lm-eval's `gen_kwargs`.
 
     Raises:
-        TaskError: when no task generates, or `generate` has no such argument.
+        TaskError: when no task generates, or a temperature would have no effect.
     """
     if not isinstance(arguments, Mapping):
         raise TaskError(
@@ -99,6 +99,11 @@ def override_generation(tasks: Sequence[Any], arguments: Mapping[str, Any], name
         )
     for task in writing:
         task.set_config("generation_kwargs", dict(arguments), update=True)
+        if arguments.get("temperature") and not samples(task):
+            raise TaskError(
+                f"{name}: a temperature is for sampling, but gen_kwargs ask for temperature "
+                f"{arguments['temperature']}, but do_sample is false: add do_sample: true"
+            )
 
 
 def check_generation(task: Any, name: str) -> None:

@@ -177,6 +177,8 @@ def test_arguments_of_generation_that_mean_nothing_are_refused(arguments, fact, 
 def test_options_that_contradict_the_task_are_refused(tasks):
     refused(tasks.path("choice"), "gen_kwargs are for tasks that", gen_kwargs={"num_beams": 2})
     refused(tasks.path("choice"), "gen_kwargs must be a mapping", gen_kwargs="num_beams=2")
+    drawn = {"gen_kwargs": {"temperature": 0.7}, "metrics": METRICS["writing"]}
+    refused(tasks.path("writing"), "temperature 0.7, but do_sample is false", **drawn)
     refused(tasks.path("choice"), "fewshot_as_multiturn needs", fewshot_as_multiturn=True)
     refused(tasks.path("choice"), "too_long must be one of", too_long="skip")
 

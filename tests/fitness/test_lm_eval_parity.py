@@ -67,6 +67,54 @@ class Both(ConfigurableTask):
 """
 
 
+PLAIN = """
+import json
+from pathlib import Path
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import Task
+
+
+class Plain(Task):
+    VERSION = 0
+
+    def download(self, *args, **kwargs):
+        lines = (Path(__file__).parent / "choice.{}.jsonl").read_text().splitlines()
+        self.documents = [json.loads(line) for line in lines]
+
+    def has_training_docs(self):
+        return False
+
+    def has_validation_docs(self):
+        return False
+
+    def has_test_docs(self):
+        return True
+
+    def test_docs(self):
+        return self.documents
+
+    def doc_to_text(self, doc):
+        return doc["question"] + " is"
+
+    def doc_to_target(self, doc):
+        return " b"
+
+    def construct_requests(self, doc, ctx, apply_chat_template=False, chat_template=None, **kwargs):
+        return Instance("loglikelihood", doc, (ctx, self.doc_to_target(doc)), 0, **kwargs)
+
+    def process_results(self, doc, results):
+        return {"likely": results[0][0]}
+
+    def aggregation(self):
+        return {"likely": mean}
+
+    def higher_is_better(self):
+        return {"likely": True}
+"""
+
+
 def bound(path: str, metrics: Any, model: Any, tokenizer: Any, **options: Any) -> LmEvalFitness:
     fitness = build(path, metrics, **options)
     fitness.bind(LoadedModel(model, tokenizer))
@@ -207,6 +255,17 @@ def test_a_python_task_that_asks_in_two_ways(tasks, model, tokenizer):
     ours = [[resps[0] for resps in item] for item in answered(fitness)]
     assert [text for text, _ in ours] == [resps[0][0] for resps in of(samples, "resps")]
     assert len({text for text, _ in ours}) > 3
+
+
+def test_a_python_task_without_a_configuration(tasks, model, tokenizer):
+    (tasks.folder / "plain.py").write_text(PLAIN.replace("{}", "held_out"))
+    path = tasks.write("plain", "task: plain\nclass: !function plain.Plain\n")
+    fitness = bound(path, (None,), model, tokenizer, items=11)
+    assert len(fitness.items(Split.HELD_OUT)) == 22
+    documents = tasks.split("choice", "held_out")
+    chosen = [documents.index(item.document) for item in fitness._items[Split.HELD_OUT]]
+    theirs, _ = simple_evaluate(path, model, tokenizer, samples={"plain": chosen})
+    assert scores_of(fitness) == pytest.approx([theirs["likely,none"]], rel=1e-6)
 
 
 # prompts
