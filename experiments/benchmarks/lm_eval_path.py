@@ -30,7 +30,8 @@ from evomerge.live_model import LoadedModel
 from fitness.lm_eval import LmEvalFitness
 
 CAPTION = (
-    "respond: a candidate's call; answers: its forwards alone, without metrics; prepared: "
+    "respond: a candidate's call; answers: its forwards alone, without metrics; plan: what items "
+    "that were not asked together before cost once more; prepared: "
     "lm-eval's _loglikelihood_tokens or generate_until on requests built before; simple: "
     "simple_evaluate; the last two columns are their multiples of respond"
 )
@@ -55,6 +56,7 @@ class Times:
     n_requests: int
     respond: float
     answers: float
+    plan: float
     prepared: float
     simple: float
 
@@ -97,16 +99,21 @@ def row(model: Any, tokenizer: Any, task: str, metric: str, n_calls: int) -> Tim
         return fitness.respond(Split.HELD_OUT, range(n_items))
 
     (scores,) = simple_evaluate()["results"].values()
-    column = fitness._columns[0]
     score = float(respond().mean())
-    if abs(score - scores[f"{column.metric},{column.filter}"]) > 1e-6:
+    if abs(score - scores[fitness._measures[0].name]) > 1e-6:
         raise SystemExit(f"{task}: our score is {score}, but lm-eval's are {scores}")
-    plan = fitness._plan(fitness._engine, Split.HELD_OUT, tuple(range(n_items)))
+    asked = (fitness._bound, Split.HELD_OUT, tuple(range(n_items)))
+
+    def plan() -> None:
+        fitness._plans.clear()
+        fitness._plan(*asked)
+
     return Times(
         n_items=n_items,
         n_requests=len(instances),
         respond=milliseconds(respond, n_calls),
-        answers=milliseconds(lambda: fitness._engine.answer(plan), n_calls),
+        answers=milliseconds(lambda: fitness._answer(*asked), n_calls),
+        plan=milliseconds(plan, n_calls),
         prepared=milliseconds(prepared, n_calls),
         simple=milliseconds(simple_evaluate, max(2, n_calls // 4)),
     )
@@ -151,6 +158,7 @@ def main() -> None:
         "requests",
         "respond",
         "answers",
+        "plan",
         "prepared",
         "simple",
         "x prep",
@@ -167,7 +175,8 @@ def main() -> None:
             Path(task).stem,
             str(times.n_items),
             str(times.n_requests),
-            *(f"{t:.1f}" for t in (times.respond, times.answers, times.prepared, times.simple)),
+            *(f"{t:.1f}" for t in (times.respond, times.answers, times.plan)),
+            *(f"{t:.1f}" for t in (times.prepared, times.simple)),
             f"{times.prepared / times.respond:.2f}",
             f"{times.simple / times.respond:.1f}",
         )
