@@ -20,8 +20,9 @@ from fitness.token_choice import Chooser, is_simple, warpers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Candidates often write the same answers; decoding one costs a hundred times a look-up.
+# Candidates often write the same short answers; decoding one costs a hundred times a look-up.
 _N_TEXTS = 1 << 13
+_SHORT = 64
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff",
              "eta_cutoff")  # fmt: skip
 
@@ -96,7 +97,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._max_batch_tokens = max_batch_tokens
-        self._text = lru_cache(_N_TEXTS)(self._decode)
+        self._remembered = lru_cache(_N_TEXTS)(self._decode)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         self._cache = ReusableCache(model.config) if is_understood(model) else None
         accepted = inspect.signature(model.forward).parameters
@@ -197,7 +198,7 @@ class Generation:
         is_padded = bool((mask == 0).any())
         positions = (mask if is_padded else mask[:1]).cumsum(-1).sub(1).clamp(min=0)
         if first.stops not in self._stops:
-            self._stops[first.stops] = StopStrings(self._tokenizer, first.stops)
+            self._stops[first.stops] = StopStrings(self._tokenizer, self._text, first.stops)
         return _Batch(
             inputs.to(device),
             mask.to(device) if is_padded else None,
@@ -277,8 +278,11 @@ class Generation:
                 return tokens[:n_tokens]
         return tokens
 
+    def _text(self, tokens: tuple[int, ...]) -> str:
+        return self._remembered(tokens) if len(tokens) <= _SHORT else self._decode(tokens)
+
     def _decode(self, tokens: tuple[int, ...]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 class _Stopping(StoppingCriteria):  # type: ignore[misc]  # transformers ships no types

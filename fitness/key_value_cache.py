@@ -45,14 +45,12 @@ class _Layer(DynamicLayer):  # type: ignore[misc]  # as above
         super().__init__()
         self.n_tokens = 0
         self._memory: list[Tensor | None] = [None, None]
-        self._full: list[Tensor] = []
+        self._full: tuple[Tensor, Tensor]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make room for the rows of these states."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._full = [
-            self._room(number, states) for number, states in enumerate((key_states, value_states))
-        ]
+        self._full = (self._room(0, key_states), self._room(1, value_states))
         self.keys, self.values = (full[:, :, :0] for full in self._full)
         self.is_initialized = True
 
@@ -79,7 +77,8 @@ class _Layer(DynamicLayer):  # type: ignore[misc]  # as above
         end, n_rows = self.keys.shape[-2], len(indices)
         for full, filled in zip(self._full, (self.keys, self.values), strict=True):
             full[:n_rows, :, :end] = filled[indices]
-        self._full = [full[:n_rows] for full in self._full]
+        keys, values = self._full
+        self._full = (keys[:n_rows], values[:n_rows])
         self.keys, self.values = (full[:, :, :end] for full in self._full)
 
     def _room(self, number: int, states: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Whether what was generated has reached a stop string, decoding as little as that takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,12 +14,18 @@ class StopStrings:
     is found out once for every token. A stop string that is a special token is met by that token.
 
     Args:
-        tokenizer: Decodes.
+        tokenizer: Knows special tokens.
+        decode: Text of tokens, without special ones.
         stops: Empty ones are left out.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        decode: Callable[[tuple[int, ...]], str],
+        stops: Sequence[str],
+    ) -> None:
+        self._decode = decode
         self._stops = tuple(stop for stop in stops if stop)
         # A token that ends in the middle of a character may complete one later.
         self._last_characters = {stop[-1] for stop in self._stops} | {"\N{REPLACEMENT CHARACTER}"}
@@ -27,7 +33,7 @@ class StopStrings:
         self._specials = {
             token
             for token in map(tokenizer.convert_tokens_to_ids, self._stops)
-            if isinstance(token, int) and not self._decode([token])
+            if isinstance(token, int) and not decode((token,))
         }
 
     def met(self, tokens: Sequence[int]) -> bool:
@@ -40,11 +46,11 @@ class StopStrings:
         may_end = self._may_end.get(last)
         if may_end is None:
             # Twice, because some tokenizers drop a space before the first token.
-            may_end = not self._last_characters.isdisjoint(self._decode([last, last]))
+            may_end = not self._last_characters.isdisjoint(self._decode((last, last)))
             self._may_end[last] = may_end
         if not may_end:
             return False
-        text = self._decode(tokens)
+        text = self._decode(tuple(tokens))
         return any(stop in text for stop in self._stops)
 
     def cut(self, text: str) -> str:
@@ -52,6 +58,3 @@ class StopStrings:
         for stop in self._stops:
             text = text.partition(stop)[0]
         return text
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))

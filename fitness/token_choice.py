@@ -51,7 +51,8 @@ class Chooser:
     ) -> None:
         self._penalty = _value(config, "repetition_penalty")
         self._warpers = warpers(config)
-        self._generators = [np.random.default_rng(seed) for seed in seeds]
+        drawn = () if self._warpers is None else seeds  # a generator costs 10 microseconds
+        self._generators = [np.random.default_rng(seed) for seed in drawn]
         self._prompts = (inputs, mask)
         self._seen: Tensor | None = None
 
@@ -81,7 +82,8 @@ class Chooser:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave out all but some rows."""
-        self._generators = [self._generators[row] for row in rows]
+        if self._warpers is not None:
+            self._generators = [self._generators[row] for row in rows]
         if self._seen is not None:
             self._seen = self._seen[torch.tensor(rows, device=self._seen.device)]
 
