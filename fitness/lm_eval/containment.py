@@ -59,6 +59,11 @@ def unusable(name: str, error: Exception) -> TaskError:
             f"{name}: every split of a task must have documents, but one is empty ({fact}): fill "
             "its file, or take the split out of the task"
         )
+    if isinstance(error, ConnectionError):
+        return TaskError(
+            f"{name}: the documents of a task must be here or in reach, but {fact}: go online (and "
+            "unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE) once, they are then kept"
+        )
     return TaskError(
         f"{name}: lm-eval must be able to read the task, but it says {fact}: check its YAML and "
         "its files (relative data_files count from the working directory: make them absolute)"

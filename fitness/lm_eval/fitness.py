@@ -159,11 +159,11 @@ class LmEvalFitness:
             replace(objective, statistic=measure.statistic)
             for objective, measure in zip(objectives, self._measures, strict=True)
         )
-        self._warnings = [
+        self._warnings = tuple(
             warning
             for warning in (benchmarks.warning(task, loaded.by_name), *self._wrong_directions())
             if warning is not None
-        ]
+        )
         self._chat: Chat | None = None
         self._bound: _Bound | None = None
         self._plans: OrderedDict[tuple[Split, tuple[int, ...]], tuple[Any, Any]] = OrderedDict()
@@ -192,8 +192,17 @@ class LmEvalFitness:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A public benchmark's test split as search items, a direction that looks wrong."""
-        return tuple(self._warnings)
+        """A public benchmark's test split as search items, a direction that looks wrong.
+
+        After `bind` also: a chat template that takes no system messages.
+        """
+        if self._chat is None or not self._chat.left_out_system:
+            return self._warnings
+        return (
+            *self._warnings,
+            f"{self._name}: the chat template takes no system messages, and they are left out, as "
+            "by lm-eval: move what they say into the questions if it matters",
+        )
 
     def items(self, split: Split) -> tuple[str, ...]:
         """Digests of the contents of a split's items, in the order of tasks and documents."""
@@ -243,11 +252,6 @@ class LmEvalFitness:
             requests,
         )
         self._plans.clear()
-        if self._chat is not None and self._chat.left_out_system:
-            self._warnings.append(
-                f"{self._name}: the chat template takes no system messages, and they are left "
-                "out, as by lm-eval: move what they say into the questions if it matters"
-            )
 
     def respond(self, split: Split, items: Sequence[int]) -> FloatArray:
         """The metrics of these items, shape `(len(items), n_columns)`, in the items' order.

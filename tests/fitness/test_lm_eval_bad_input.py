@@ -153,6 +153,11 @@ def test_a_task_that_lm_eval_cannot_read_is_refused(old, new, fact, tasks):
     refused(spoil(tasks, "choice", old, new), "lm-eval must be able to read the task", fact)
 
 
+def test_documents_that_are_out_of_reach_are_refused(tasks):
+    path = spoil(tasks, "choice", "dataset_path: json", "dataset_path: someone/benchmark")
+    refused(path, "the documents of a task must be here or in reach", "go online")
+
+
 def test_a_task_that_fails_on_a_later_document_is_refused(tasks):
     documents = tasks.split("choice", "search")
     del documents[9]["question"]

@@ -199,6 +199,27 @@ def test_metrics_of_choices(tasks, model, tokenizer):
     assert len(set(scores)) == len(scores)
 
 
+def test_choices_of_the_context_and_several_right_answers(tasks, model, tokenizer):
+    """As in Winogrande, and in tasks whose target is a list."""
+    given = '"{{choices}}"\ndoc_to_target: "{{label}}"'
+    path = changed(
+        tasks,
+        "choice",
+        ('"{{question}} ="', '"{{label}}"'),
+        (given, '"{{choices}}"\ndoc_to_target: "{{question}}"'),
+        to="context",
+    )
+    text = tasks.text("choice").replace(given, '"{{choices}}"\ndoc_to_target: "[{{label}}, 1]"')
+    for each in (path, tasks.write("choice", text)):
+        fitness = bound(each, ("acc", "acc_norm"), model, tokenizer)
+        theirs, samples = simple_evaluate(each, model, tokenizer)
+        expected = [theirs["acc,none"], theirs["acc_norm,none"]]
+        assert scores_of(fitness) == pytest.approx(expected, abs=1e-6)
+        assert asked(fitness) == [
+            [tuple(one) for one in every] for every in of(samples, "arguments")
+        ]
+
+
 def test_scores_of_translations(tasks, model, tokenizer):
     answers = ["1 1 b a 1", "d = a", "a b c d e f", "b b b"]
     for split in ("search", "held_out"):
@@ -271,9 +292,15 @@ def test_a_python_task_without_a_configuration(tasks, model, tokenizer):
 # prompts
 
 
-@pytest.mark.parametrize("name", ["choice", "writing"])
-@pytest.mark.parametrize("multiturn", [False, True])
-@pytest.mark.parametrize("system", [None, "be brief"])
+@pytest.mark.parametrize(
+    ("name", "multiturn", "system"),
+    [
+        ("choice", False, "be brief"),
+        ("choice", True, None),
+        ("writing", False, None),
+        ("writing", True, "be brief"),
+    ],
+)
 def test_chat_templates_with_few_shot_examples(name, multiturn, system, tasks, model, tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = CHAT
