@@ -1,0 +1,357 @@
+"""How many items for whom: the rungs of a race, which items, and who goes on.
+
+Everywhere less is better. `losses[o]` has shape `(n_members, n_items_o)`: what each member answered
+to the items of objective `o`, which are the same for all members. Defaults were chosen with
+`experiments/benchmarks/fidelity_simulation.py`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from evomerge.confidence import front_probability, front_probability_normal
+from evomerge.datatypes import FloatArray
+from evomerge.errors import ConfigError
+
+TINY = 64
+"""Up to that many items, all pools are answered whole: rungs would save little and cost errors."""
+
+LARGEST_SHARE = 0.1
+"""Of what full evaluation would answer: the most that a default schedule plans to, baselines in."""
+
+FIRSTS = (32, 28, 24, 20, 16, 12, 8)
+"""Items at rung 0 that a default schedule may have, best first."""
+
+
+N_RESAMPLES = 256
+"""Draws behind a promotion: their error (.03) is far below that of the few items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many items candidates answer, rung by rung.
+
+    Args:
+        first: Items of each task that all members of a cohort answer.
+        growth: Each rung has so many times the items of the one before.
+        keep: Share of those at a rung that goes on to the next.
+        race: Promotions inside a cohort, before its scores are told; 0: all answer the same.
+        sharpen: Trials that go on to their next rung between two cohorts.
+        contest: Trials that enter the contest at the end of the run.
+        cohort: Members of a cohort, for samplers without generations.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    first: int = 16
+    growth: float = 2.0
+    keep: float = 0.5
+    race: int = 1
+    sharpen: int = 1
+    contest: int = 8
+    cohort: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        for name, least in (("first", 1), ("race", 0), ("sharpen", 0), ("contest", 1)):
+            _check_whole(name, getattr(self, name), least)
+        _check_whole("cohort", self.cohort, 2)
+        if not (_is_finite(self.growth) and self.growth > 1):
+            raise ConfigError(
+                f"fidelity.growth must be above 1, but is {self.growth!r}: 2 doubles the items "
+                f"from rung to rung"
+            )
+        if not (_is_finite(self.keep) and 0 < self.keep <= 1):
+            raise ConfigError(
+                f"fidelity.keep must be above 0 and at most 1, but is {self.keep!r}: 0.5 lets the "
+                f"better half go on"
+            )
+
+    def counts(self, n_pool: int) -> tuple[int, ...]:
+        """Items answered by the end of each rung, rising; the last is the whole pool.
+
+        Raises:
+            ValueError: the pool is empty.
+        """
+        if n_pool < 1:
+            raise ValueError(f"a pool has at least one item, got {n_pool}")
+        counts = [min(self.first, n_pool)]
+        while counts[-1] < n_pool:
+            counts.append(min(n_pool, math.ceil(counts[-1] * self.growth)))
+        return tuple(counts)
+
+    def n_promoted(self, n: int) -> int:
+        """How many of `n` go on: at least one of any, never more than there are."""
+        return min(n, math.ceil(round(n * self.keep, 9)))
+
+    def n_items(self, n_pool: int, budget: int) -> float:
+        """Answers that `budget` candidates are expected to give on one task, contest included.
+
+        An upper bound: contestants are taken to come with the items of rung 0 only.
+        """
+        counts = self.counts(n_pool)
+        steps = [counts[0], *np.diff(counts).tolist()]
+        share, answers = 1.0, 0.0
+        for step in steps[: self.race + 1]:
+            answers += share * budget * step
+            share *= self.keep
+        n_cohorts = math.ceil(budget / self.cohort)
+        answers += self.sharpen * n_cohorts * (steps[1] if len(steps) > 1 else 0)
+        entrants = min(self.contest, budget)
+        for step in steps[1:]:
+            answers += entrants * step
+            entrants = self.n_promoted(entrants)
+        return answers
+
+
+def choose_schedule(
+    pools: Sequence[int], budget: int, n_baselines: int, given: Mapping[str, Any]
+) -> tuple[Schedule | None, str]:
+    """The schedule of a run: what the user gave, the rest by default.
+
+    Args:
+        pools: Search items of each task.
+        budget: Candidates planned.
+        n_baselines: Models that answer all items besides.
+        given: Options of `Schedule` that the user chose.
+
+    Returns:
+        The schedule, or None for full evaluation, and the reason in a sentence.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+        ValueError: there is no pool, or one is empty.
+    """
+    if not pools or min(pools) < 1:
+        raise ValueError(f"every task needs search items, got {list(pools)}")
+    unknown = sorted(set(given) - set(Schedule.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(
+            f"fidelity takes {', '.join(Schedule.__dataclass_fields__)}, but got "
+            f"{', '.join(unknown)}: remove them"
+        )
+    if given:
+        schedule = Schedule(**{**_default_first(pools, budget, n_baselines, given), **given})
+        return schedule, f"as configured ({', '.join(sorted(given))})"
+    if max(pools) <= TINY:
+        return None, f"tiny tasks (at most {TINY} items): every candidate answers all items"
+    schedule = Schedule(**_default_first(pools, budget, n_baselines, given))
+    share = _planned(schedule, pools, budget, n_baselines) / max(1, budget * sum(pools))
+    return schedule, f"default: about {share:.0%} of the answers of full evaluation"
+
+
+def _default_first(
+    pools: Sequence[int], budget: int, n_baselines: int, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The most items at rung 0 with which the plan stays within `LARGEST_SHARE`."""
+    allowed = LARGEST_SHARE * budget * sum(pools)
+    for first in FIRSTS:
+        schedule = Schedule(**{"first": first, **given})
+        if _planned(schedule, pools, budget, n_baselines) <= allowed:
+            return {"first": first}
+    # Nothing fits (few candidates or small pools): a sampler still needs scores to climb by.
+    return {"first": 16}
+
+
+def _planned(schedule: Schedule, pools: Sequence[int], budget: int, n_baselines: int) -> float:
+    return sum(n_baselines * n + schedule.n_items(n, budget) for n in pools)
+
+
+def item_order(n_pool: int, seed: int, cohort: int, fitness: int) -> NDArray[np.int64]:
+    """The order in which a cohort meets the items of a task; its rungs are prefixes of it.
+
+    Every cohort and task has its own: a subset kept for the whole run is overfitted.
+
+    Args:
+        n_pool: Items of the task.
+        seed: Of the run.
+        cohort: Its number.
+        fitness: The task's number.
+
+    Returns:
+        `(n_pool,)` permutation.
+    """
+    return np.random.default_rng([seed, 0xF1D, cohort, fitness]).permutation(n_pool)
+
+
+def promote(
+    losses: Sequence[FloatArray], weights: FloatArray | None, n: int, doubt: float = 0.0
+) -> list[int]:
+    """Choose who goes on to more items.
+
+    Args:
+        losses: Per objective `(n_members, n_items_o)` losses on shared items.
+        weights: `(n_objectives,)` if the weighted mean counts. With None the Pareto front does:
+            preferred is who is most often non-dominated when items are drawn again (paired
+            bootstrap), then who has the lower mean standardised loss.
+        n: Places.
+        doubt: Members less likely than that to be among the best stay, even if places are free
+            (see `hopeless`); the first always goes on.
+
+    Returns:
+        Rows, rising; equal members go on in their order.
+
+    Raises:
+        ValueError: shapes do not fit or something is not finite.
+    """
+    matrices = _checked(losses, weights)
+    n_members = len(matrices[0])
+    if n_members == 0 or n <= 0:
+        return []
+    if weights is not None:
+        order = np.argsort(_weighted(matrices, weights), kind="stable")
+    else:
+        means = np.stack([matrix.mean(axis=1) for matrix in matrices], axis=1)
+        probability = front_probability(matrices, n_resamples=N_RESAMPLES)
+        order = np.lexsort((_standardised(means).sum(axis=1), -probability))
+    chosen = [int(row) for row in order[:n]]
+    if doubt > 0:
+        gone = hopeless(matrices, weights, doubt)
+        chosen = [chosen[0]] + [row for row in chosen[1:] if not gone[row]]
+    return sorted(chosen)
+
+
+def hopeless(
+    losses: Sequence[FloatArray], weights: FloatArray | None, doubt: float = 0.01
+) -> NDArray[np.bool_]:
+    """Mark members who are, to all appearance, worse than some other.
+
+    From paired differences on shared items under normal errors: some other member is better in the
+    weighted mean, or dominates (the product over objectives, each in units of its own error), with
+    a probability above `1 - doubt`.
+
+    Args:
+        losses: Per objective `(n_members, n_items_o)` losses on shared items.
+        weights: `(n_objectives,)` if the weighted mean counts, None for the Pareto front.
+        doubt: Probability below which there is no hope.
+
+    Returns:
+        `(n_members,)` mask; never marks all.
+
+    Raises:
+        ValueError: shapes do not fit or something is not finite.
+    """
+    matrices = _checked(losses, weights)
+    if len(matrices[0]) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    if weights is not None:
+        w = np.asarray(weights, dtype=np.float64)
+        difference, variance = np.zeros(()), np.zeros(())
+        for wo, matrix in zip(w, matrices, strict=True):
+            d, v = _paired(matrix)
+            difference, variance = difference + wo * d, variance + wo**2 * v
+        beaten = _probability_above(difference, variance)
+    else:
+        beaten = np.ones((len(matrices[0]), len(matrices[0])))
+        for matrix in matrices:
+            beaten *= _probability_above(*_paired(matrix))
+    np.fill_diagonal(beaten, 0.0)
+    gone = beaten.max(axis=1) > 1 - doubt
+    return np.asarray(gone & ~gone.all())
+
+
+def most_promising(
+    losses: ArrayLike, errors: ArrayLike, weights: FloatArray | None, n: int
+) -> list[int]:
+    """Choose trials that are worth more items, from estimates on different items.
+
+    Args:
+        losses: `(n_trials, n_objectives)` estimated losses.
+        errors: Their standard errors, same shape, not negative.
+        weights: `(n_objectives,)` if the weighted mean counts. With None the Pareto front does:
+            who is most often non-dominated under independent normal errors.
+        n: Places.
+
+    Returns:
+        Rows, rising; equal trials in their order.
+
+    Raises:
+        ValueError: shapes do not fit, something is not finite or an error is negative.
+    """
+    m, s = np.asarray(losses, dtype=np.float64), np.asarray(errors, dtype=np.float64)
+    if m.ndim != 2 or m.shape[1] == 0 or s.shape != m.shape:
+        raise ValueError(f"losses and errors must be matrices of one shape: {m.shape}, {s.shape}")
+    if not (np.isfinite(m).all() and np.isfinite(s).all() and (s >= 0).all()):
+        raise ValueError("losses must be finite and errors finite and not negative")
+    if len(m) == 0 or n <= 0:
+        return []
+    if weights is not None:
+        w = _checked_weights(weights, m.shape[1])
+        order = np.argsort(m @ w, kind="stable")
+    else:
+        probability = front_probability_normal(m, s, n_resamples=N_RESAMPLES)
+        order = np.lexsort((_standardised(m).sum(axis=1), -probability))
+    return sorted(int(row) for row in order[:n])
+
+
+def _weighted(matrices: Sequence[FloatArray], weights: FloatArray) -> FloatArray:
+    """`(n_members,)` weighted mean losses."""
+    w = np.asarray(weights, dtype=np.float64)
+    total = sum(wo * matrix.mean(axis=1) for wo, matrix in zip(w, matrices, strict=True))
+    return np.asarray(total, dtype=np.float64)
+
+
+def _standardised(means: FloatArray) -> FloatArray:
+    """Columns with mean 0 and deviation 1, so that no task's scale counts; constant ones are 0."""
+    centred = means - means.mean(axis=0)
+    spread = centred.std(axis=0)
+    is_constant = np.ptp(means, axis=0) == 0
+    return np.where(is_constant, 0.0, centred / np.where(is_constant, 1.0, spread))
+
+
+def _paired(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """`[i, j]`: mean of member i's losses minus member j's, and the variance of that mean.
+
+    As in `confidence.paired_difference`, two items more count, one each way.
+    """
+    n_items = matrix.shape[1]
+    d = matrix[:, None, :] - matrix[None, :, :]
+    mean = d.mean(axis=2)
+    if n_items == 1:
+        return mean, np.zeros_like(mean)
+    squares = ((d - mean[:, :, None]) ** 2).sum(axis=2) + 2 * np.abs(d).max(axis=2) ** 2
+    return mean, squares / (n_items - 1) / n_items
+
+
+def _probability_above(mean: FloatArray, variance: FloatArray) -> FloatArray:
+    """P(N(mean, variance) > 0); without variance 1, 0.5 or 0 by the sign of the mean."""
+    from scipy.special import ndtr
+
+    is_sure = variance <= 0
+    z = mean / np.sqrt(np.where(is_sure, 1.0, variance))
+    return np.asarray(np.where(is_sure, 0.5 * (1 + np.sign(mean)), ndtr(z)))
+
+
+def _checked(losses: Sequence[FloatArray], weights: FloatArray | None) -> list[FloatArray]:
+    matrices = [np.asarray(matrix, dtype=np.float64) for matrix in losses]
+    if not matrices or any(m.ndim != 2 or m.shape[1] == 0 for m in matrices):
+        raise ValueError("losses need a (n_members, n_items) matrix with items per objective")
+    if len({len(m) for m in matrices}) != 1 or not all(np.isfinite(m).all() for m in matrices):
+        raise ValueError("losses must be finite and have the same members in every objective")
+    if weights is not None:
+        _checked_weights(weights, len(matrices))
+    return matrices
+
+
+def _checked_weights(weights: FloatArray, n_objectives: int) -> FloatArray:
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n_objectives,) or not np.isfinite(w).all():
+        raise ValueError(f"weights must be one finite number per objective ({n_objectives}): {w}")
+    return w
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(
+            f"fidelity.{name} must be a whole number of at least {least}, but is {value!r}: leave "
+            f"it out for the default"
+        )
