@@ -110,17 +110,18 @@ class _Remembered:
 
 
 def remember_templates(task: Any) -> None:
-    """Make the templates of a YAML task render each document once."""
+    """Make the templates of a YAML task render each document and few-shot example once."""
     if getattr(task, "prompt", None) is not None or not hasattr(task, "features"):
         return
-    for name in ("doc_to_text", "doc_to_choice", "doc_to_target"):
-        template = getattr(task.config, name)
-        if isinstance(template, str) and template not in task.features:
-            render = getattr(task, name)  # a bound method; its second argument is the template
+    for config in (task.config, task.fewshot_cfg):
+        for name in ("doc_to_text", "doc_to_choice", "doc_to_target"):
+            template = getattr(config, name)
+            if isinstance(template, str) and template not in task.features:
+                render = getattr(task, name)  # a bound method; its second argument is the template
 
-            def render_template(
-                document: Any, render: Callable[..., Any] = render, template: str = template
-            ) -> Any:
-                return render(document, template)
+                def render_template(
+                    document: Any, render: Callable[..., Any] = render, template: str = template
+                ) -> Any:
+                    return render(document, template)
 
-            task.set_config(name, _Remembered(render_template))
+                setattr(config, name, _Remembered(render_template))
