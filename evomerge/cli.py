@@ -217,7 +217,7 @@ def export(
     console.print(Text.assemble("wrote ", (str(done.folder), "bold"), f" (trial {trial})"))
     if done.rescored is not None:
         scores = ", ".join(f"{name} {mean:.4f}" for name, mean in done.rescored.items())
-        console.print(f"loaded back, it answers as journaled, on average: {scores}")
+        console.print(f"loaded back, it scores as journaled: {scores}")
 
 
 def parse_preference(text: str) -> dict[str, float]:

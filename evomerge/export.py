@@ -21,6 +21,7 @@ from evomerge.evaluation import (
 )
 from evomerge.history import History, Trial, read_history
 from evomerge.run_folder import RunFolder
+from evomerge.scoring import plain_score
 from evomerge.session import bind_space
 
 RECIPE_FILE = "evomerge_recipe.json"
@@ -28,7 +29,7 @@ RECIPE_FILE = "evomerge_recipe.json"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written, and the mean answers when it was loaded back (search items)."""
+    """What was written, and its scores when it was loaded back, on the trial's search items."""
 
     folder: Path
     trial: Trial
@@ -85,7 +86,7 @@ def export(
     if verify and trial.rung > 0:
         answers = rescore(folder, config, history, trial, recipe)
         _refuse_other_scores(answers, folder)
-        rescored = {name: float(now.values.mean()) for name, (_, now) in answers.items()}
+        rescored = {o.name: plain_score(o, answers[o.name][1].values) for o in history.objectives}
     return Exported(folder, trial, rescored)
 
 

@@ -106,6 +106,14 @@ class Scoring:
         return np.stack(list(rows.values())) if rows else np.empty((0, n_pool))
 
 
+def plain_score(objective: Objective, values: FloatArray) -> float:
+    """The score of one model's `(n_items,)` or `(n_items, n_columns)` answers, nothing else."""
+    if objective.statistic.target in ("mean", "exact"):
+        return float(values.mean())
+    statistic: Callable[[FloatArray], float] = loading.resolve(objective.statistic.target)
+    return float(statistic(values.reshape(-1, objective.statistic.n_columns)))
+
+
 def _is_mean(objective: Objective) -> bool:
     return objective.statistic.target == "mean"
 

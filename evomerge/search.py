@@ -124,7 +124,7 @@ class Driver:
             FuseError: when too many evaluations in a row failed.
         """
         if self.history.trials:
-            spool.sweep(self._folder.spool)
+            spool.sweep(self._folder.spool, self._is_open)
             if self.history.pending:
                 self._append({"event": "note", "text": f"resumed on {platform.node()}"})
                 for name, split in list(self.history.pending):
@@ -211,6 +211,11 @@ class Driver:
             and (name, Split.SEARCH) not in self.history.pending
             for name in self._session.baselines
         )
+
+    def _is_open(self, key: str) -> bool:
+        """Whether a result of that key is waited for; those of unknown trials may yet be."""
+        name, split = parse_key(key)
+        return (name, split) in self.history.pending or name not in self.history.trials
 
     def _step(self) -> bool:
         """Put the next question or draw the next conclusion; False when answers are needed first.

@@ -7,6 +7,7 @@ not forced to the disk: they outlive any process, and a power cut costs what was
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.datatypes import Evaluation, Failure, canonical_json
@@ -45,10 +46,16 @@ def read(path: Path) -> Evaluation | None:
         return None
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers left that were killed while they wrote."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def sweep(folder: Path, is_open: Callable[[str], bool]) -> None:
+    """Remove what killed writers left, and results that are not waited for any more.
+
+    Args:
+        folder: The spool.
+        is_open: Whether the question of a key may still need its result.
+    """
+    for path in folder.iterdir():
+        if path.suffix == ".tmp" or not is_open(path.stem):
+            path.unlink(missing_ok=True)
 
 
 def path_of(folder: Path, key: str) -> Path:

@@ -1,5 +1,6 @@
 """Fitness functions of a user that misbehave on purpose; importable by workers."""
 
+import hashlib
 import os
 import signal
 import time
@@ -49,3 +50,24 @@ def misbehave(
             case "hang":
                 time.sleep(3600)
     return weight_norm(model, tokenizer, items)
+
+
+def noise(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[float]:
+    """Right or wrong by chance: the same for the same weights and item, else unrelated."""
+    weights = hashlib.sha256()
+    for parameter in model.parameters():
+        weights.update(parameter.detach().numpy().tobytes())
+    seeds = [hashlib.sha256(weights.digest() + repr(item["x"]).encode()).digest() for item in items]
+    return [float(seed[0] < 128) for seed in seeds]
+
+
+def skill(
+    model: Any, tokenizer: Any, items: list[dict[str, Any]], *, counter: str | None = None
+) -> list[float]:
+    """Right where the size of the weights passes the item's own threshold: smooth and paired."""
+    if counter is not None:
+        _calls(counter)
+    size = float(sum(p.detach().double().abs().sum() for p in model.parameters()))
+    return [
+        float((size * (1.0 + 0.01 * item["x"])) % 1.0 < 0.5 + 0.02 * item["x"]) for item in items
+    ]
