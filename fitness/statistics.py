@@ -18,6 +18,7 @@ from evomerge.datatypes import FloatArray
 Score = Callable[[FloatArray], float]
 
 _N_GROUPS = 100
+_Z = 2.5758  # 99 % of a normal distribution lie between -z and z
 _LEFT_OUT: dict[Score, Callable[[FloatArray], FloatArray]] = {}
 
 
@@ -31,8 +32,7 @@ def jackknife(statistic: Score, values: FloatArray) -> tuple[float, FloatArray]:
 
     A statistic without a formula of sums is computed without each of at most 100 groups (every
     hundredth item is one group): the items of a group then share a pseudo-value, spread so that
-    the rule above gives the standard error of the groups. Of the median this is right for many
-    items only (Shao and Wu 1989).
+    the rule above gives the standard error of the groups.
 
     Raises:
         ValueError: when there are no items.
@@ -124,6 +124,25 @@ def bits_per_byte(sums: FloatArray) -> FloatArray:
 def median(values: FloatArray) -> float:
     """Column: value. Of an even number of items the upper of the middle two, as lm-eval has it."""
     return float(np.sort(values[:, 0])[len(values) // 2])
+
+
+def _without_each_of_median(values: FloatArray) -> FloatArray:
+    """What it would be were it smooth; the jackknife of a true median does not converge.
+
+    An item moves it by `1 / (2 f)` over the number of items, `f` being the density there (Hampel
+    1974). That follows from order statistics about a 99 % confidence interval apart, whose
+    distance over twice 2.5758 is the standard error (McKean and Schrader 1984).
+    """
+    n = len(values)
+    ordered = np.sort(values[:, 0])
+    below = max(round((n + 1) / 2 - _Z * math.sqrt(n / 4)), 1)
+    standard_error = (ordered[n - below] - ordered[below - 1]) / (2 * _Z)
+    side = np.sign(values[:, 0] - ordered[n // 2])
+    left_out: FloatArray = ordered[n // 2] - side * standard_error * math.sqrt(n) / (n - 1)
+    return left_out
+
+
+_LEFT_OUT[median] = _without_each_of_median
 
 
 def mean_of_subtasks(values: FloatArray) -> float:

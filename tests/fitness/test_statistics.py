@@ -100,7 +100,7 @@ def test_every_statistic_can_be_named_by_import_path(name):
     assert resolve(f"fitness.statistics:{name}") is getattr(statistics, name)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "median"])
 def test_pseudo_values_are_those_of_the_definition(name):
     statistic, values = cases(name)
     score, pseudo = jackknife(statistic, values)
@@ -118,7 +118,7 @@ def test_a_subtask_of_one_item_is_left_out_whole():
     assert pseudo == pytest.approx(4 * statistics.mean_of_subtasks(values) - 3 * np.array(left_out))
 
 
-@pytest.mark.parametrize("name", ["weighted_perplexity", "f1", "mcc", "bleu"])
+@pytest.mark.parametrize("name", ["weighted_perplexity", "f1", "mcc", "bleu", "median"])
 def test_the_standard_error_is_the_spread_over_fresh_items(name):
     """Against the truth: the standard deviation of the score over many samples of items."""
     samples = [cases(name, seed) for seed in range(200)]
