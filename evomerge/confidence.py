@@ -38,7 +38,8 @@ def front_probability(
     """How often each model is non-dominated when the items are drawn again.
 
     The paired bootstrap over items (Efron 1979): all models are scored on the same draws. Models
-    that tie in every objective do not dominate each other.
+    that tie in every objective do not dominate each other. There is no prior: where models differ
+    by no more than the noise, the shares are too far from one half.
 
     Args:
         losses: `(n_models, n_items_o)` losses per objective, at least one objective and item.
