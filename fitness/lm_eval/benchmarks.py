@@ -22,7 +22,7 @@ def is_public(
     if dataset_path is None:  # documents that a Python task makes itself
         return False
     if dataset_path in _LOCAL_FORMATS:
-        return any("://" in str(path) for path in _paths(data_files))
+        return any("://" in str(path).removeprefix("file://") for path in _paths(data_files))
     return not Path(dataset_path).expanduser().exists()
 
 

@@ -30,12 +30,13 @@ def contained() -> Iterator[None]:
 
 
 def lm_eval_errors() -> tuple[type[Exception], ...]:
-    """What lm-eval and datasets raise for tasks that they cannot read or render."""
+    """What lm-eval, datasets and a task's own code raise for what they cannot read or score."""
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
     from yaml import YAMLError
 
     return (
+        ArithmeticError,
         AssertionError,
         AttributeError,
         ImportError,

@@ -70,6 +70,6 @@ def _source(code: Any) -> str:
         path = inspect.getsourcefile(code)
     except TypeError:  # built in
         return ""
-    if path is None or code.__module__.startswith("lm_eval."):  # by the version of lm-eval
+    if path is None or (code.__module__ or "").startswith("lm_eval."):  # its version is counted
         return ""
     return Path(path).read_text(encoding="utf-8")

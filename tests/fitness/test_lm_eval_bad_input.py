@@ -239,6 +239,16 @@ def test_a_metric_that_is_not_a_number_is_refused_with_task_and_metric(tasks, mo
         fitness.respond(Split.SEARCH, range(N_SEARCH))
 
 
+def test_a_metric_that_fails_on_an_empty_answer_is_refused(tasks):
+    (tasks.folder / "code.py").write_text(
+        "def results(document, answers):\n    return {'exact_match': 1 / len(answers[0])}\n"
+    )
+    path = spoil(
+        tasks, "writing", "metric_list:", "process_results: !function code.results\nmetric_list:"
+    )
+    refused(path, "ZeroDivisionError", metrics=METRICS["writing"])
+
+
 def test_a_metric_that_some_items_lack_is_refused(tasks, model, tokenizer):
     (tasks.folder / "code.py").write_text(
         "def results(document, answers):\n"

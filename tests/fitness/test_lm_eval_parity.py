@@ -542,6 +542,25 @@ def test_a_number_of_items_is_divided_by_the_sizes_of_the_tasks(tasks):
     assert build(path, held_out=0).items(Split.HELD_OUT) == ()
 
 
+def test_a_group_whose_tasks_have_one_split_each_is_divided(tasks):
+    path = group(tasks, by_size=True, other=20, third=9)
+    for name in ("choice", "other", "third"):
+        changed(tasks, "choice", ("validation_split: validation\n", ""), to=name)
+        text = (tasks.folder / f"{name}.yaml").read_text()
+        tasks.write(
+            name, text.replace("choice.", f"{name}.").replace("task: choice", f"task: {name}")
+        )
+    for options, search, held_out in (
+        ({"items": 20, "held_out": 20}, [11, 6, 3], [10, 7, 3]),
+        ({"items": 20}, [11, 6, 3], [22, 14, 6]),
+        ({"held_out": 10}, [27, 17, 8], [6, 3, 1]),
+        ({}, [17, 10, 5], [16, 10, 4]),
+    ):
+        fitness = build(path, **options)
+        assert [len(one) for one in counts_of(fitness)] == search
+        assert [len(one) for one in counts_of(fitness, Split.HELD_OUT)] == held_out
+
+
 def counts_of(fitness: LmEvalFitness, split: Split = Split.SEARCH) -> list[list[str]]:
     items = fitness._items[split]
     return [[item.digest for item in items if item.subtask == number] for number in range(3)]

@@ -123,6 +123,7 @@ def test_settings_change_with_the_chat_template(tasks, model, tokenizer):
         ("/home/me/gsm8k.yaml", "openai/gsm8k", None, True),
         ("/home/me/own.yaml", "json", {"test": ["own.jsonl"]}, False),
         ("/home/me/own.yaml", "csv", {"test": "hf://datasets/some/one.csv"}, True),
+        ("/home/me/own.yaml", "csv", {"test": "file:///home/me/one.csv"}, False),
         ("/home/me/own.yaml", "parquet", ["https://host/one.parquet"], True),
         ("/home/me/own.yaml", "/", None, False),
         ("inline", None, None, False),
