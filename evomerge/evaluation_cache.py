@@ -39,6 +39,8 @@ class EvaluationCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = None if folder is None else folder / "evaluations"
         self._seen: dict[str, Packed] = {}
+        self.damaged: list[Path] = []
+        """Files met that did not match their checksum."""
 
     def get(self, key: str) -> Packed | None:
         """The answers under a key, or None."""
@@ -49,7 +51,8 @@ class EvaluationCache:
         except OSError:
             return None
         if plain is None or plain.get("key") != key:
-            return None  # torn or damaged: it is made again and written over
+            self.damaged.append(self._path(key))
+            return None  # it is made again and written over
         self._seen[key] = plain["responses"]
         return self._seen[key]
 

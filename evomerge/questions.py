@@ -37,6 +37,11 @@ class Questions:
         """Packed answers by objective, if the same recipe has answered these items before."""
         return self._cache.get(self._key(recipe, split, block))
 
+    @property
+    def damaged(self) -> list[Path]:
+        """Files of the cache that were damaged; what they held is made again."""
+        return self._cache.damaged
+
     def keep(self, recipe: str, split: Split, block: str | None, packed: Mapping[str, str]) -> None:
         """Keep answers for this run and others."""
         self._cache.put(self._key(recipe, split, block), packed)

@@ -102,6 +102,7 @@ class Driver:
         self._told: set[str] = set()
         """Candidates whose losses the sampler has."""
         self._n_failures_in_a_row = 0
+        self._has_warned_of_damage = False
         hours = session.config.budget.hours
         self._deadline = None if hours is None else time.monotonic() + hours * 3600.0
         self.history = history_of(journal.events[:1])
@@ -141,6 +142,8 @@ class Driver:
                 raise RuntimeError(f"the executor lost {list(self.history.pending)}")
             self._record(evaluation)
         if self.history.finished is None:
+            candidates = [t for t in self.history.scored() if not t.is_baseline]
+            self._warn_of_constants(candidates, "candidates")
             reason = "time is up" if self._time_is_up else "budget spent"
             self._append({"event": "finished", "reason": reason})
         return self.history
@@ -312,6 +315,7 @@ class Driver:
         if known is not None:
             self._tell(name, split, known, {}, is_known=True)
             return
+        self._warn_of_damage()
         job = self._questions.job(name, recipe, split, block)
         waiting = spool.read(spool.path_of(self._folder.spool, job.key))
         if waiting is not None and (waiting.failure is None or not RETRIES[waiting.failure.kind]):
@@ -392,7 +396,7 @@ class Driver:
                     "a search starts from its baselines, but every one of them failed: "
                     f"look at {self._folder.journal} for the causes"
                 )
-            self._warn_of_constants(considered)
+            self._warn_of_constants(considered, "baselines")
         losses = self.history.losses(considered)
         keep = pareto.non_dominated(losses)
         names = tuple(t.name for t, kept in zip(considered, keep, strict=True) if kept)
@@ -423,20 +427,32 @@ class Driver:
                 reference[index] = objective.loss(objective.worst)
         return reference
 
-    def _warn_of_constants(self, baselines: Sequence[Trial]) -> None:
-        """An objective that no baseline moves is probably not the one that was meant."""
-        losses = self.history.losses(baselines)
+    def _warn_of_constants(self, trials: Sequence[Trial], whose: str) -> None:
+        """An objective that nothing moves is probably not the one that was meant."""
+        losses = self.history.losses(trials)
         for index, objective in enumerate(self._session.objectives):
-            if len(baselines) > 1 and np.ptp(losses[:, index]) == 0.0:
+            if len(trials) > 1 and np.ptp(losses[:, index]) == 0.0:
                 score = objective.score(float(losses[0, index]))
-                self._append(
-                    {
-                        "event": "note",
-                        "text": f"warning: an objective should tell merges apart, but "
-                        f"{objective.name} is {score:g} for all baselines: check its task, metric "
-                        "and number of items",
-                    }
+                self._warn(
+                    f"an objective should tell merges apart, but {objective.name} is {score:g} "
+                    f"for all {whose}: check its task, metric and number of items"
                 )
+
+    def _warn_of_damage(self) -> None:
+        """Say once that kept evaluations are damaged."""
+        if self._questions.damaged and not self._has_warned_of_damage:
+            self._has_warned_of_damage = True
+            self._warn(
+                "a kept evaluation matches its checksum, but "
+                f"{self._questions.damaged[0].name} does not: it is made again; check the disk of "
+                "the cache if this comes back"
+            )
+
+    def _warn(self, text: str) -> None:
+        """Note something for the user, once in a run."""
+        note = f"warning: {text}"
+        if note not in self.history.notes:
+            self._append({"event": "note", "text": note})
 
 
 def _settled_by(event: Event) -> Sequence[str]:

@@ -99,7 +99,9 @@ def test_a_failure_on_any_rung_costs_one_candidate(write_config, python_objectiv
     objective = python_objective(
         "misbehave", how=how, when=[14, 18, 19, 22], counter=str(tmp_path / "calls")
     )
-    (tmp_path / "search.jsonl").write_text("".join(f'{{"x": {n / 10 + 0.05:.2f}}}\n' for n in range(100, 112)))
+    (tmp_path / "search.jsonl").write_text(
+        "".join(f'{{"x": {n / 10 + 0.05:.2f}}}\n' for n in range(100, 112))
+    )
     config = write_config(
         objectives=[objective],
         sampler={"name": "cma_es", "population": 5},

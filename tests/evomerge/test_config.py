@@ -70,7 +70,10 @@ def test_objectives_of_one_task_share_one_fitness():
         (GOOD + "workers: {executor: rai}\n", "`workers.executor`"),
         (GOOD + "seed: -1\n", "`seed`: Input should be greater than or equal to 0, but got -1"),
         (GOOD + "seed: 1\nseed: 2\n", "'seed' is there twice (line 6)"),
-        (GOOD.replace("lm_eval: ./math.yaml, ", ""), "exactly one of lm_eval, unlabeled, merge, python, fitness"),
+        (
+            GOOD.replace("lm_eval: ./math.yaml, ", ""),
+            "exactly one of lm_eval, unlabeled, merge, python, fitness",
+        ),
         (GOOD.replace("{math:", "{'a/b':"), "letters, digits"),
         (GOOD.replace("experts:", "expert:"), "`experts` is required"),
         ("- 1\n", "must be a mapping"),

@@ -61,6 +61,27 @@ def test_a_disk_that_cannot_be_written_costs_nothing_but_the_reuse(tmp_path):
     assert cache.get(KEY) == {"math": "bits:1:gA=="}
 
 
+def test_a_run_says_that_a_kept_evaluation_is_damaged_and_makes_it_again(
+    write_config, python_objective, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    config = read_config(
+        write_config(
+            objectives=[python_objective("skill")],
+            budget={"evaluations": 3},
+            reuse_evaluations=True,
+        )
+    )
+    first = start(config, tmp_path / "first")
+    files = sorted((tmp_path / "cache" / "evaluations").rglob("*.json"))
+    for path in files[:4]:
+        path.write_bytes(path.read_bytes()[:-9])
+    second = start(config, tmp_path / "second")
+    assert [t.search for t in second.trials.values()] == [t.search for t in first.trials.values()]
+    (note,) = [note for note in second.notes if "checksum" in note]
+    assert "made again" in note
+
+
 def test_a_second_run_reuses_what_the_first_has_paid_for(write_config, python_objective, tmp_path):
     counter = tmp_path / "calls"
     objective = python_objective("skill", counter=str(counter))
