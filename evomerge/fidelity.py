@@ -1,8 +1,8 @@
 """How many items for whom: the rungs of a race, which items, and who goes on.
 
 Everywhere less is better. `losses[o]` has shape `(n_members, n_items_o)`: what each member answered
-to the items of objective `o`, which are the same for all members. Defaults are the best measured within a tenth of
-the items, and lose to full evaluation: `experiments/benchmarks/fidelity_simulation.py`.
+to the items of objective `o`, which are the same for all members. Defaults are the best
+measured within a tenth of the items, and lose to full evaluation (docs/benchmarks.md).
 """
 
 import math
