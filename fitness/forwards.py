@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# As many logits in fp32 take 16 MiB.
-_CHUNK = 1 << 22
+# As many numbers in fp32 take 1 MiB, and stay in a core's cache; or 64 MiB, and fill a GPU.
+_CHUNK_CPU = 1 << 18
+_CHUNK_GPU = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class Output:
 
     def log_probabilities(self, points: Points) -> Iterator[tuple[slice, Tensor]]:
         """Of the next token at points, `(n, n_tokens)` in fp32, a few points at a time."""
-        step = max(1, _CHUNK // self.logits.shape[-1])
+        chunk = _CHUNK_CPU if self.logits.device.type == "cpu" else _CHUNK_GPU
+        step = max(1, chunk // self.logits.shape[-1])
         for start in range(0, len(points.rows), step):
             part = slice(start, start + step)
             logits = self.logits[points.rows[part], points.kept_columns[part]]

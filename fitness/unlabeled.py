@@ -66,7 +66,8 @@ class UnlabeledFitness:
         refusals: Phrases that tell a refusal, anywhere in the continuation, in any case; those of
             `fitness.refusals` if not given.
         apply_chat_template: Whether prompts (not texts) are put into the tokenizer's template.
-        reference_dtype: `float16` (divergences are off by about 1e-6) or `float32`.
+        reference_dtype: `float16`, in which a position's divergence is off by some 1e-5 nats or
+            0.1 %, or `float32`.
 
     Raises:
         TaskError: when a measure, an option or the texts cannot be used.

@@ -11,6 +11,7 @@ from torch import nn
 from evomerge.datatypes import Direction, Objective, Split, Statistic
 from evomerge.errors import TaskError
 from evomerge.live_model import LoadedModel
+from fitness.divergences import entropy, jensen_shannon, kullback_leibler
 from fitness.forwards import spread
 from fitness.unlabeled import UnlabeledFitness
 from tests.support.live_zoo import Zoo, copy_of, write_texts
@@ -122,6 +123,23 @@ def test_a_model_does_not_diverge_from_itself(zoo, text, reference_dtype, tolera
     assert (answers[:, :2] >= 0).all()
     assert answers[:, :2].max() < tolerance
     assert answers[:, 2] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_tokens_that_are_ruled_out_do_no_harm():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 5, 40), generator=generator, dtype=torch.float64)
+    logits[:, :, 3] = -math.inf
+    log_p, log_q = logits.log_softmax(-1)
+    others = [n for n in range(40) if n != 3]
+    for divergence in (kullback_leibler, jensen_shannon):
+        expected = divergence(log_p[:, others], log_q[:, others])
+        torch.testing.assert_close(divergence(log_p, log_q), expected)
+        torch.testing.assert_close(divergence(log_p.float(), log_q.float()), expected.float())
+    torch.testing.assert_close(entropy(log_p), entropy(log_p[:, others]))
+    certain = torch.tensor([[0.0, -math.inf]])
+    assert kullback_leibler(certain, certain.flip(1)).tolist() == [math.inf]
+    assert jensen_shannon(certain, certain.flip(1)).item() == pytest.approx(math.log(2))
+    assert jensen_shannon(certain, torch.tensor([[math.nan, 0.0]])).isnan().all()
 
 
 def test_half_precision_models_are_compared_in_single_precision(zoo, text):

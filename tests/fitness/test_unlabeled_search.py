@@ -26,6 +26,7 @@ def config(write_config, tmp_path):
         unlabeled("drift", "js_to_experts", "minimize"),
         unlabeled("surprise", "perplexity", "minimize"),
         unlabeled("length", "output_length", "minimize"),
+        unlabeled("refusals", "refusal_rate", "minimize"),
         {"name": "moved", "merge": "relative_distance", "direction": "minimize"},
     ]
     return read_config(write_config(objectives=objectives, budget={"evaluations": 4}))
@@ -34,6 +35,7 @@ def config(write_config, tmp_path):
 def test_a_run_on_text_without_labels(config, tmp_path):
     history = start(config, tmp_path / "run")
     assert not [trial for trial in history.trials.values() if trial.failure is not None]
+    assert any("refusals is 0 for all baselines" in note for note in history.notes)
     base = history.trials["base"].search or {}
     assert base["moved"].score == 0.0
     assert base["moved"].standard_error == 0.0
