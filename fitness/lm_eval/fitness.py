@@ -1,8 +1,7 @@
 """The fitness that asks lm-eval's tasks: what it promises, and how its parts work together."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,39 +10,20 @@ import numpy as np
 from evomerge.datatypes import Direction, FloatArray, Objective, Split
 from evomerge.errors import TaskError
 from evomerge.protocols import LiveModel
-from fitness.items import refuse_overlap, share
 from fitness.lm_eval import benchmarks
 from fitness.lm_eval.containment import contained, lm_eval_errors, unusable
-from fitness.lm_eval.documents import Item, Pool, remember_templates
-from fitness.lm_eval.metrics import Measure, resolve
-from fitness.lm_eval.requests import (
-    Chat,
-    chat_of,
-    check_generation,
-    instances_of,
-    override_generation,
-    prepare_fewshot,
-    samples,
-)
+from fitness.lm_eval.documents import Item
+from fitness.lm_eval.drawing import Drawn, draw, keep_from_fewshot, with_requests
+from fitness.lm_eval.metrics import resolve
+from fitness.lm_eval.requests import Chat, chat_of, check_generation, override_generation, samples
+from fitness.lm_eval.results import results_of, row, trial
 from fitness.lm_eval.settings import described, digest_of_asking
 from fitness.lm_eval.tasks import load
 
 if TYPE_CHECKING:
-    from fitness.generation import Generation
-    from fitness.likelihood import Likelihood
-    from fitness.lm_eval.encoding import Request
+    from fitness.lm_eval.asking import Asking
 
-_N_PLANS = 8
 _TOO_LONG = ("refuse", "truncate_left")
-
-
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """A model with the requests of all items, tokenized."""
-
-    likelihood: "Likelihood"
-    generation: "Generation | None"
-    requests: Mapping[Split, Sequence[Sequence["Request"]]]
 
 
 class LmEvalFitness:
@@ -140,19 +120,21 @@ class LmEvalFitness:
         self._too_long: Any = too_long
         with contained():
             loaded = load(task, include_path)
-            self._tasks = tuple(loaded.by_name.values())
-            for one in self._tasks:
+            self._tasks = loaded.by_name
+            tasks = [*loaded.by_name.values()]
+            for one in tasks:
                 _refuse_unsupported(one, task, confirm_run_unsafe_code)
             try:
                 if gen_kwargs is not None:
-                    override_generation(self._tasks, gen_kwargs, task)
-                for one in self._tasks:
+                    override_generation(tasks, gen_kwargs, task)
+                for one in tasks:
                     check_generation(one, task)
-                self._described = [described(one) for one in self._tasks]
-                self._items = self._draw(loaded.by_name, items, held_out)
-                self._n_shots = self._prepare_fewshot(num_fewshot)
-                self._write_requests(None)
-                self._measures = resolve(metrics, loaded, [*map(self._try, self._firsts())], task)
+                self._described = [described(one) for one in tasks]
+                self._items = draw(self._tasks, items, held_out, seed, task)
+                self._n_shots = keep_from_fewshot(self._items, self._tasks, num_fewshot, task)
+                self._items = self._with_requests(None)
+                trials = [trial(tasks, item) for item in self._firsts()]
+                self._measures = resolve(metrics, loaded, trials, task)
             except lm_eval_errors() as error:
                 raise unusable(task, error) from error
         self._objectives = tuple(
@@ -165,8 +147,7 @@ class LmEvalFitness:
             if warning is not None
         )
         self._chat: Chat | None = None
-        self._bound: _Bound | None = None
-        self._plans: OrderedDict[tuple[Split, tuple[int, ...]], tuple[Any, Any]] = OrderedDict()
+        self._asking: Asking | None = None
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -181,12 +162,13 @@ class LmEvalFitness:
         """
         drawn: list[Any] = []
         if any(self._n_shots):
-            drawn = [instance.args for item in self._every_item() for instance in item.instances]
+            every_item = chain.from_iterable(self._items.values())
+            drawn = [instance.args for item in every_item for instance in item.instances]
         return digest_of_asking(
             self._described,
             [[measure.name, repr(measure.statistic)] for measure in self._measures],
             [self._chat_template, self._multiturn, self._system, self._too_long, self._n_shots],
-            [self._seed, drawn] if drawn or any(map(samples, self._tasks)) else None,
+            [self._seed, drawn] if drawn or any(map(samples, self._tasks.values())) else None,
             None if self._chat is None else self._chat.text,
         )
 
@@ -224,8 +206,7 @@ class LmEvalFitness:
                 f"{self._name}: lm-eval tasks need a tokenizer, but the model folder has none: "
                 "add the tokenizer's files to the base model's folder"
             )
-        from fitness.generation import Generation
-        from fitness.likelihood import Likelihood
+        from fitness.lm_eval.asking import Asking
         from fitness.lm_eval.encoding import encoder_for
 
         with contained():
@@ -234,7 +215,7 @@ class LmEvalFitness:
             encode = encoder_for(model, tokenizer, self._seed, self._too_long, self._name)
             try:
                 if self._chat is not None:
-                    self._write_requests(self._chat)
+                    self._items = self._with_requests(self._chat)
                 requests = {
                     split: [
                         [encode(instance, f"{split.value} item {number}") for instance in instances]
@@ -244,14 +225,9 @@ class LmEvalFitness:
                 }
             except lm_eval_errors() as error:
                 raise unusable(self._name, error) from error
-        every = chain.from_iterable(chain(*requests.values()))
-        batches = (self._batch_size, self._max_batch_tokens)
-        self._bound = _Bound(
-            Likelihood(model, *batches),
-            Generation(model, tokenizer, *batches) if any(one.prompts for one in every) else None,
-            requests,
+        self._asking = Asking(
+            model, tokenizer, self._items, requests, self._batch_size, self._max_batch_tokens
         )
-        self._plans.clear()
 
     def respond(self, split: Split, items: Sequence[int]) -> FloatArray:
         """The metrics of these items, shape `(len(items), n_columns)`, in the items' order.
@@ -259,171 +235,38 @@ class LmEvalFitness:
         Raises:
             FloatingPointError: the model computes NaN, or a metric is no finite number.
         """
-        if self._bound is None:
+        if self._asking is None:
             raise RuntimeError("bind(live) comes before respond")
         ends = np.cumsum([0, *(measure.statistic.n_columns for measure in self._measures)])
         responses = np.empty((len(items), int(ends[-1])))
         if len(items) == 0:
             return responses
-        self._answer(self._bound, split, tuple(items))
+        self._asking.ask(split, tuple(items))
+        tasks = [*self._tasks.values()]
         asked = [self._items[split][item] for item in items]
         for filter_name in {measure.filter: None for measure in self._measures}:
-            values = self._process(asked, filter_name)
+            values = results_of(tasks, asked, filter_name)
             for measure, start, end in zip(self._measures, ends, ends[1:], strict=False):
                 if measure.filter == filter_name:
                     responses[:, start:end] = [
-                        self._row(measure, item, value)
+                        row(measure, item, value, self._name)
                         for item, value in zip(asked, values, strict=True)
                     ]
         return responses
 
-    def _answer(self, bound: _Bound, split: Split, items: tuple[int, ...]) -> None:
-        """Let the model answer, and hand the answers to lm-eval's instances."""
-        pairs, prompts = self._plan(bound, split, items)
-        scores = iter(() if pairs is None else bound.likelihood.answer(pairs))
-        texts: Iterator[str] = iter(())
-        if bound.generation is not None and prompts is not None:
-            texts = iter(bound.generation.answer(prompts))
-        for item in items:
-            for instance, request in zip(
-                self._items[split][item].instances, bound.requests[split][item], strict=True
-            ):
-                instance.resps = request.read(scores, texts)
-
-    def _plan(self, bound: _Bound, split: Split, items: tuple[int, ...]) -> tuple[Any, Any]:
-        key = (split, items)
-        if key not in self._plans:
-            requests = [request for item in items for request in bound.requests[split][item]]
-            pairs = [pair for request in requests for pair in request.pairs]
-            prompts = [prompt for request in requests for prompt in request.prompts]
-            self._plans[key] = (
-                bound.likelihood.plan(pairs) if pairs else None,
-                bound.generation.plan(prompts) if bound.generation and prompts else None,
-            )
-            if len(self._plans) > _N_PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key]
-
-    def _process(self, items: Sequence[Item], filter_name: str) -> list[Mapping[str, Any]]:
-        """lm-eval's metrics of items whose instances hold their answers."""
-        results: list[Mapping[str, Any]] = [{}] * len(items)
-        for number, task in enumerate(self._tasks):
-            positions = [place for place, item in enumerate(items) if item.subtask == number]
-            if not positions:
-                continue
-            (ensemble,) = (known for known in task._filters if known.name == filter_name)
-            ensemble.apply([one for place in positions for one in items[place].instances])
-            for place in positions:
-                item = items[place]
-                filtered = [instance.filtered_resps[filter_name] for instance in item.instances]
-                results[place] = task.process_results(item.document, filtered)
-        return results
-
-    def _row(self, measure: Measure, item: Item, values: Mapping[str, Any]) -> Sequence[float]:
-        where = f"an item that begins {item.text[:40]!r}"
-        try:
-            row = measure.row(item.subtask, values[measure.metric])
-        except KeyError as error:
-            raise TaskError(
-                f"{self._name}: each item must have each metric, but {measure.name!r} is missing "
-                f"for {where}: choose another metric, or mend the task's process_results"
-            ) from error
-        except (TypeError, ValueError, IndexError) as error:
-            raise TaskError(
-                f"{self._name}: {measure.name!r} must be of one form for all items, but {where} "
-                f"has {values[measure.metric]!r} ({error}): mend the task's process_results"
-            ) from error
-        if not np.isfinite(row).all():
-            raise FloatingPointError(
-                f"{self._name}: {measure.name} is {values[measure.metric]!r} for {where}"
-            )
-        return row
-
-    def _draw(
-        self,
-        tasks: Mapping[str, Any],
-        n_search: int | Mapping[str, int] | None,
-        n_held_out: int | Mapping[str, int] | None,
-    ) -> dict[Split, list[Item]]:
-        """Items of both splits, without requests.
-
-        All tasks draw with the same seed: where they are translations of each other, a question
-        is in the same split in all languages.
-        """
-        for task in self._tasks:
-            remember_templates(task)
-        pools = {name: Pool(task) for name, task in tasks.items()}
-        sizes = {name: pool.size(Split.SEARCH) for name, pool in pools.items()}
-        search = share(n_search, sizes, Split.SEARCH, self._name)
-        rest = {
-            name: pool.size(Split.HELD_OUT) - ((search[name] or 0) if pool.is_one else 0)
-            for name, pool in pools.items()
-        }
-        held_out = share(n_held_out, rest, Split.HELD_OUT, self._name)
-        drawn: dict[Split, list[Item]] = {split: [] for split in Split}
-        for number, (name, pool) in enumerate(pools.items()):
-            shown = self._name if len(pools) == 1 else f"{self._name}, {name}"
-            one = pool.draw(number, search[name], held_out[name], self._seed, shown)
-            for split, items in one.items():
-                drawn[split] += items
-        refuse_overlap(
-            [item.digest for item in drawn[Split.SEARCH]],
-            [item.digest for item in drawn[Split.HELD_OUT]],
-            lambda position: drawn[Split.HELD_OUT][position].text,
-            self._name,
-        )
-        return drawn
-
-    def _prepare_fewshot(self, num_fewshot: int | None) -> list[int]:
-        return [
-            prepare_fewshot(
-                task,
-                num_fewshot,
-                [item.document for item in self._every_item() if item.subtask == number],
-                len(self._tasks) == 1,
-                self._name,
-            )
-            for number, task in enumerate(self._tasks)
-        ]
-
-    def _write_requests(self, chat: Chat | None) -> None:
-        """Give all items their requests."""
-        for split, items in self._items.items():
-            written: list[Item] = []
-            for number, task in enumerate(self._tasks):
-                own = [item for item in items if item.subtask == number]
-                asked = instances_of(task, own, self._seed, self._system, chat, self._name)
-                written += [
-                    replace(item, instances=instances)
-                    for item, instances in zip(own, asked, strict=True)
-                ]
-            self._items[split] = written
-
-    def _every_item(self) -> Iterator[Item]:
-        return chain.from_iterable(self._items.values())
+    def _with_requests(self, chat: Chat | None) -> Drawn:
+        return with_requests(self._items, self._tasks, self._seed, self._system, chat, self._name)
 
     def _firsts(self) -> list[Item]:
         """The first search item of each task."""
         firsts = {item.subtask: item for item in reversed(self._items[Split.SEARCH])}
         return [firsts[number] for number in range(len(self._tasks))]
 
-    def _try(self, item: Item) -> dict[tuple[str, str], Any]:
-        """What an item would be worth with a made-up answer, as any model might give it."""
-        made_up = {"generate_until": "", "loglikelihood_rolling": -1.0}
-        for instance in item.instances:
-            answer = made_up.get(instance.request_type, (-1.0, False))
-            instance.resps = [answer] * (instance.repeats or 1)
-        return {
-            (metric, known.name): value
-            for known in self._tasks[item.subtask]._filters
-            for metric, value in self._process([item], known.name)[0].items()
-        }
-
     def _wrong_directions(self) -> Iterator[str]:
         """lm-eval knows which way most of its metrics improve."""
+        first = next(iter(self._tasks.values()))
         for objective, measure in zip(self._objectives, self._measures, strict=True):
-            higher = self._tasks[0].higher_is_better().get(measure.metric)
+            higher = first.higher_is_better().get(measure.metric)
             if higher is not None and higher != (objective.direction is Direction.MAXIMIZE):
                 better = "maximize" if higher else "minimize"
                 yield (

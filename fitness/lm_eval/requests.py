@@ -23,21 +23,32 @@ class Chat:
     tokenizer: Any
     text: str
     multiturn: bool
+    name: str
     left_out_system: bool = False
 
     def __call__(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, open for the assistant to go on."""
+        """The text of a conversation, open for the assistant to go on.
+
+        Raises:
+            TaskError: when the template refuses the messages of users and assistants too.
+        """
         from jinja2 import TemplateError
 
+        others = [message for message in messages if message["role"] != "system"]
         try:
             return self._render(messages, add_generation_prompt)
-        except TemplateError:
-            others = [message for message in messages if message["role"] != "system"]
-            if len(others) == len(messages):
-                raise
+        except TemplateError as error:
+            refusal = error
+        try:
             rendered = self._render(others, add_generation_prompt)
-            self.left_out_system = True
-            return rendered
+        except TemplateError:
+            raise TaskError(
+                f"{self.name}: the chat template must take the messages of the task, but it says "
+                f"{type(refusal).__name__}: {refusal}: leave apply_chat_template out, or mend the "
+                "template in the base's tokenizer"
+            ) from refusal
+        self.left_out_system = True
+        return rendered
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return str(
@@ -70,14 +81,14 @@ def chat_of(tokenizer: Any, asked: bool | str, multiturn: bool, name: str) -> Ch
                 f"{asked!r} is asked for and it has one without a name: write "
                 "apply_chat_template: true"
             )
-        return Chat(tokenizer, templates, multiturn)
+        return Chat(tokenizer, templates, multiturn, name)
     chosen = asked if isinstance(asked, str) else "default"
     if chosen not in templates:
         raise TaskError(
             f"{name}: the chat template must be one that the tokenizer has, but {chosen!r} is "
             f"not: choose from {', '.join(sorted(templates))}"
         )
-    return Chat(tokenizer, templates[chosen], multiturn)
+    return Chat(tokenizer, templates[chosen], multiturn, name)
 
 
 def override_generation(tasks: Sequence[Any], arguments: Mapping[str, Any], name: str) -> None:

@@ -184,7 +184,7 @@ def test_a_second_candidate_repeats_no_preparation(name, tasks, model, tokenizer
     monkeypatch.setattr(type(tokenizer), "_encode_plus", refuse)
     monkeypatch.setattr(utils, "apply_template", refuse)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    for engine in (fitness._bound.likelihood, fitness._bound.generation):
+    for engine in (fitness._asking.likelihood, fitness._asking.generation):
         if engine is not None:
             monkeypatch.setattr(engine, "plan", refuse)
     assert fitness.respond(Split.SEARCH, range(N_SEARCH)).tolist() == first.tolist()
@@ -209,7 +209,7 @@ def test_only_so_many_plans_are_kept(tasks, model, tokenizer):
     fitness.bind(LoadedModel(model, tokenizer))
     for item in range(N_SEARCH):
         fitness.respond(Split.SEARCH, (item,))
-    assert len(fitness._plans) == 8
+    assert len(fitness._asking.plans) == 8
 
 
 def test_respond_needs_a_bound_model(tasks):
