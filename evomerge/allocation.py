@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge import fidelity
 from evomerge.datatypes import Estimate, FloatArray, Split
@@ -35,8 +36,9 @@ class Allocation:
 
     A cohort is a sampler's generation, or `schedule.cohort` candidates of a sampler without. Its
     members answer the same items, drawn anew for each cohort; the better ones go on to more
-    (the race); then all have scores. Between cohorts the best so far are sharpened; when no more
-    candidates come, the contest takes the most promising ones of the run to all items.
+    (the race); then all have scores. The baselines are the first cohort, and all go on. Between
+    cohorts the best so far are sharpened; when no more candidates come, the contest takes the most
+    promising trials of the run to all items.
 
     Args:
         schedule: Item counts; None has every candidate answer all items at once.
@@ -71,27 +73,47 @@ class Allocation:
             # who is sharpened between two cohorts comes first
             return self._sharpening(history) is None and not self._unscored(history)
         members = history.cohorts[cohort]
+        if history.trials[members[0]].is_baseline:
+            return False
         size = generation_size or self._schedule.cohort
         return len(members) < size and all(history.trials[m].wanted == 1 for m in members)
 
     def block_of(self, history: History, name: str) -> Block | None:
-        """The items that a candidate answers next; None stands for all at once."""
+        """The items that a trial answers next; None stands for all at once."""
         if self._schedule is None:
             return None
         trial = history.trials.get(name)
         if trial is not None:
-            assert trial.cohort is not None  # a candidate of a run with a schedule has one
-            return self._block(trial.cohort, trial.rung)
+            assert trial.cohort is not None  # in a run with a schedule everybody has one
+            return self._block(history, trial.cohort, trial.rung)
         cohort = history.open_cohort
-        return self._block(len(history.cohorts) if cohort is None else cohort, 0)
+        return self._block(history, len(history.cohorts) if cohort is None else cohort, 0)
 
-    def _block(self, cohort: int, rung: int) -> Block:
+    def _block(self, history: History, cohort: int, rung: int) -> Block:
+        known = history.blocks.get(f"{cohort}.{rung}")
+        if known is not None:
+            return Block(cohort, rung, known)
         items = []
         for number, (n_pool, counts) in enumerate(zip(self._pools, self._counts, strict=True)):
-            order = fidelity.item_order(n_pool, self._seed, cohort, number)
+            order = self._order(history, n_pool, cohort, number)
             start = counts[rung - 1] if rung else 0
             items.append(tuple(sorted(order[start : counts[rung]].tolist())))
         return Block(cohort, rung, tuple(items))
+
+    def _order(self, history: History, n_pool: int, cohort: int, number: int) -> NDArray[np.int64]:
+        """The order in which a cohort meets the items of a fitness."""
+        assert self._schedule is not None  # only asked with one
+        order = fidelity.item_order(n_pool, self._seed, cohort, number)
+        if self._schedule.items == "random" or cohort == 0:
+            return order
+        # What the first rung answered stays in front, although more is known on later ones.
+        first = history.blocks.get(f"{cohort}.0")
+        if first is None:
+            n_first = self._counts[number][0]
+            chosen = self._scoring.greedy_items(history, number, n_first, cohort)
+        else:
+            chosen = np.array(first[number], dtype=np.int64)
+        return np.concatenate([chosen, order[~np.isin(order, chosen)]])
 
     def conclude(self, history: History, *, goes_on: bool) -> Event | None:
         """What follows when all that was asked is answered: who goes on, or scores; or nothing.
@@ -117,19 +139,23 @@ class Allocation:
         rung = max((trial.rung for trial in members), default=0)
         at = [trial.name for trial in members if trial.rung == rung]
         if at and rung <= self._schedule.race and rung < self.n_rungs:
-            losses = self._scoring.item_losses(history, at)
-            chosen = fidelity.promote(losses, self._weights, self._schedule.n_promoted(len(at)))
-            if chosen:
-                names = [at[row] for row in sorted(chosen)]
-                return _promoted("race", names, rung + 1, cohort)
+            names = at if members[0].is_baseline else self._promote(history, at)
+            return _promoted("race", names, rung + 1, cohort)
         return self._scored(history, [trial.name for trial in members], cohort)
 
+    def _promote(self, history: History, names: Sequence[str]) -> list[str]:
+        """Who of those that share their items goes on."""
+        assert self._schedule is not None  # only asked with one
+        losses = self._scoring.item_losses(history, names)
+        n, doubt = self._schedule.n_promoted(len(names)), self._schedule.doubt
+        return [names[row] for row in fidelity.promote(losses, self._weights, n, doubt)]
+
     def _unscored(self, history: History) -> list[str]:
-        """Candidates with scores that have answered more since."""
+        """Trials with scores that have answered more since."""
         return [
             trial.name
             for trial in history.trials.values()
-            if trial.search is not None and not trial.is_baseline and trial.rung > trial.scored_rung
+            if trial.search is not None and trial.rung > trial.scored_rung
         ]
 
     def _scored(self, history: History, names: Sequence[str], cohort: int | None) -> Event:
@@ -155,12 +181,9 @@ class Allocation:
 
     def _contest(self, history: History) -> Event | None:
         assert self._schedule is not None  # only asked with one
-        if history.stage == "race":
-            among = [t for t in history.scored() if not t.is_baseline]
-            n = self._schedule.contest
-        else:
-            among = [history.trials[name] for name in history.contestants]
-            n = self._schedule.n_promoted(len(among))
+        is_first = history.stage == "race"
+        among = history.scored() if is_first else [history.trials[n] for n in history.contestants]
+        n = self._schedule.n_entering(len(among), is_first=is_first)
         names = self._most_promising(history, among, n)
         lacking = [name for name in names if history.trials[name].rung < self.n_rungs]
         if not lacking:
@@ -186,21 +209,23 @@ class Allocation:
         return [trials[row].name for row in sorted(rows)]
 
     def contenders(self, history: History) -> list[Trial]:
-        """The trials among whom the front is: those who answered all items, if there are such.
+        """The trials among whom the front is: those who answered all items.
 
-        Before the contest a candidate may be in it that went through its cohort's race.
+        Before the contest, those who went through their cohort's race.
         """
         scored = history.scored()
         if self._schedule is None:
             return scored
-        least = min(1 + self._schedule.race, self.n_rungs)
-        if not self.is_provisional(history):
-            least = self.n_rungs
-        return [t for t in scored if t.is_baseline or t.scored_rung >= least]
+        is_final = not self.is_provisional(history)
+        least = self.n_rungs if is_final else min(1 + self._schedule.race, self.n_rungs)
+        return [t for t in scored if t.scored_rung >= least]
 
     def is_provisional(self, history: History) -> bool:
-        """Whether the front now rests on a part of the items."""
-        return self._schedule is not None and history.stage == "race"
+        """Whether the front rests on a part of the items: until the contest has its finalists."""
+        if self._schedule is None:
+            return False
+        is_over = any(t.scored_rung >= self.n_rungs for t in history.trials.values())
+        return history.stage == "race" or not is_over
 
 
 def plain_estimates(estimates: Mapping[str, Estimate]) -> dict[str, list[Any]]:

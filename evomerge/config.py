@@ -24,6 +24,7 @@ PYTHON_FITNESS = "fitness.python_callable:PythonFitness"
 UNLABELED_FITNESS = "fitness.unlabeled:UnlabeledFitness"
 MERGE_FACTS = "fitness.merge_facts:MergeFacts"
 JACKKNIFE = "fitness.statistics:jackknife"
+GREEDY_ITEMS = "fitness.readout:greedy_items"
 ESTIMATORS: dict[str, str] = {
     "mean": "fitness.estimators:MeanEstimator",
     "regression": "fitness.estimators:RegressionEstimator",
@@ -201,7 +202,10 @@ class FidelityConfig(_Section):
     race: int | None = None
     sharpen: int | None = None
     contest: int | None = None
+    finalists: int | None = None
     cohort: int | None = None
+    doubt: float | None = None
+    items: str | None = None
 
     @property
     def given(self) -> dict[str, Any]:

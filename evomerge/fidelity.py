@@ -23,9 +23,8 @@ TINY = 64
 LARGEST_SHARE = 0.1
 """Of what full evaluation would answer: the most that a default schedule plans to, baselines in."""
 
-FIRSTS = (12, 10, 8)
-"""Items at rung 0 that a default schedule may have, best first."""
-
+FIRSTS = (64, 48, 40, 32, 28, 26, 24, 22, 20, 18, 16)
+"""Items at rung 0 that a default schedule may have, best first; the last if nothing fits."""
 
 N_RESAMPLES = 256
 """Draws behind a promotion: their error (.03) is far below that of the few items."""
@@ -42,25 +41,33 @@ class Schedule:
         race: Promotions inside a cohort, before its scores are told; 0: all answer the same.
         sharpen: Trials that go on to their next rung between two cohorts.
         contest: Trials that enter the contest at the end of the run.
+        finalists: Trials that the contest takes to all items; the final front is among them.
         cohort: Members of a cohort, for samplers without generations.
+        doubt: Who is less likely than that to be among the best of its cohort is stopped early,
+            even if places on the next rung are free.
+        items: `random` ones on the first rung, or `greedy` ones, from which the answers of those
+            who answered all items are best told (`fitness.readout`).
 
     Raises:
         ConfigError: an option is out of range.
     """
 
-    first: int = 12
-    growth: float = 3.0
-    keep: float = 0.34
+    first: int = 16
+    growth: float = 2.0
+    keep: float = 0.5
     race: int = 1
     sharpen: int = 0
     contest: int = 16
+    finalists: int = 8
     cohort: int = 16
+    doubt: float = 0.01
+    items: str = "random"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        for name, least in (("first", 1), ("race", 0), ("sharpen", 0), ("contest", 1)):
-            _check_whole(name, getattr(self, name), least)
-        _check_whole("cohort", self.cohort, 2)
+        least = {"first": 1, "race": 0, "sharpen": 0, "contest": 1, "finalists": 1, "cohort": 2}
+        for name, at_least in least.items():
+            _check_whole(name, getattr(self, name), at_least)
         if not (_is_finite(self.growth) and self.growth > 1):
             raise ConfigError(
                 f"fidelity.growth must be above 1, but is {self.growth!r}: 2 doubles the items "
@@ -70,6 +77,15 @@ class Schedule:
             raise ConfigError(
                 f"fidelity.keep must be above 0 and at most 1, but is {self.keep!r}: 0.5 lets the "
                 f"better half go on"
+            )
+        if not (_is_finite(self.doubt) and 0 <= self.doubt < 1):
+            raise ConfigError(
+                f"fidelity.doubt must be at least 0 and below 1, but is {self.doubt!r}: 0 stops "
+                f"nobody early, 0.01 only the hopeless"
+            )
+        if self.items not in ("random", "greedy"):
+            raise ConfigError(
+                f"fidelity.items must be random or greedy, but is {self.items!r}: take one of them"
             )
 
     def counts(self, n_pool: int) -> tuple[int, ...]:
@@ -89,23 +105,30 @@ class Schedule:
         """How many of `n` go on: at least one of any, never more than there are."""
         return min(n, math.ceil(round(n * self.keep, 9)))
 
-    def n_items(self, n_pool: int, budget: int) -> float:
-        """Answers that `budget` candidates are expected to give on one task, contest included.
+    def n_entering(self, n: int, *, is_first: bool) -> int:
+        """How many of `n` trials go on to the next rung of the contest."""
+        if is_first:
+            return min(n, max(self.contest, self.finalists))
+        return min(n, max(self.n_promoted(n), self.finalists))
 
-        An upper bound: contestants are taken to come with the items of rung 0 only.
+    def n_items(self, n_pool: int, budget: int, n_baselines: int) -> float:
+        """Answers that a run is expected to give on the items of one task.
+
+        Contestants are taken to have gone through their cohort's race.
         """
         counts = self.counts(n_pool)
         steps = [counts[0], *np.diff(counts).tolist()]
-        share, answers = 1.0, 0.0
+        answers = float(n_baselines * sum(steps[: self.race + 1]))
+        share = 1.0
         for step in steps[: self.race + 1]:
             answers += share * budget * step
             share *= self.keep
         n_cohorts = math.ceil(budget / self.cohort)
         answers += self.sharpen * n_cohorts * (steps[1] if len(steps) > 1 else 0)
-        entrants = min(self.contest, budget)
-        for step in steps[1:]:
+        entrants = self.n_entering(budget + n_baselines, is_first=True)
+        for step in steps[self.race + 1 :]:
             answers += entrants * step
-            entrants = self.n_promoted(entrants)
+            entrants = self.n_entering(entrants, is_first=False)
         return answers
 
 
@@ -117,7 +140,7 @@ def choose_schedule(
     Args:
         pools: Search items of each task.
         budget: Candidates planned.
-        n_baselines: Models that answer all items besides.
+        n_baselines: Models that are evaluated besides.
         given: Options of `Schedule` that the user chose.
 
     Returns:
@@ -141,7 +164,7 @@ def choose_schedule(
     if max(pools) <= TINY:
         return None, f"tiny tasks (at most {TINY} items): every candidate answers all items"
     schedule = Schedule(**_default_first(pools, budget, n_baselines, given))
-    share = _planned(schedule, pools, budget, n_baselines) / max(1, budget * sum(pools))
+    share = _planned_share(schedule, pools, budget, n_baselines)
     return schedule, f"default: about {share:.0%} of the answers of full evaluation"
 
 
@@ -149,17 +172,20 @@ def _default_first(
     pools: Sequence[int], budget: int, n_baselines: int, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The most items at rung 0 with which the plan stays within `LARGEST_SHARE`."""
-    allowed = LARGEST_SHARE * budget * sum(pools)
     for first in FIRSTS:
         schedule = Schedule(**{"first": first, **given})
-        if _planned(schedule, pools, budget, n_baselines) <= allowed:
-            return {"first": first}
-    # Nothing fits (few candidates or small pools): a sampler still needs scores to climb by.
-    return {"first": 12}
+        if _planned_share(schedule, pools, budget, n_baselines) <= LARGEST_SHARE:
+            break
+    # Where nothing fits (few candidates, small pools) a sampler still needs scores to climb by.
+    return {"first": first}
 
 
-def _planned(schedule: Schedule, pools: Sequence[int], budget: int, n_baselines: int) -> float:
-    return sum(n_baselines * n + schedule.n_items(n, budget) for n in pools)
+def _planned_share(
+    schedule: Schedule, pools: Sequence[int], budget: int, n_baselines: int
+) -> float:
+    """Answers planned, as a share of everybody's to everything."""
+    planned = sum(schedule.n_items(n, budget, n_baselines) for n in pools)
+    return planned / ((budget + n_baselines) * sum(pools))
 
 
 def item_order(n_pool: int, seed: int, cohort: int, fitness: int) -> NDArray[np.int64]:

@@ -54,13 +54,6 @@ class Trial:
         """Whether it was evaluated for comparison rather than proposed by the sampler."""
         return self.u is None
 
-    def mean(self, split: Split = Split.SEARCH) -> float | None:
-        """The plain mean of its scores over objectives, or None if it has none in that split."""
-        estimates = self.search if split is Split.SEARCH else self.held_out
-        if not estimates:
-            return None
-        return sum(e.score for e in estimates.values()) / len(estimates)
-
 
 @dataclass(frozen=True, slots=True)
 class FrontChange:
@@ -171,6 +164,8 @@ class History:
     n_item_answers: int = 0
     """Search items answered in all, over all trials and fitness objects; repeats from a cache too.
     """
+    n_reused: int = 0
+    """Questions of both splits that needed no worker: their answers were known already."""
     contestants: tuple[str, ...] = ()
     """Who was last promoted in the contest."""
     sharpened: int = -1
@@ -249,6 +244,7 @@ class History:
             return
         responses = {o: unpack(packed) for o, packed in event["responses"].items()}
         self._answers.setdefault((name, split), []).append(_Block(block, responses))
+        self.n_reused += event.get("known", False)
         if split is Split.SEARCH:
             self.n_item_answers += self._n_items(responses)
             seconds = dict(trial.seconds)
@@ -261,7 +257,7 @@ class History:
     def _apply_failure(self, trial: Trial, failure: Failure) -> None:
         """A first failure costs the trial; a later one the items that it did not answer."""
         if trial.search is None:
-            self.trials[trial.name] = replace(trial, failure=failure)
+            self.trials[trial.name] = replace(trial, failure=failure, wanted=trial.rung)
             self.answered.append(trial.name)
         else:
             self.trials[trial.name] = replace(trial, wanted=trial.rung)

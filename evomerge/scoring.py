@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge import loading
-from evomerge.config import JACKKNIFE
+from evomerge.config import GREEDY_ITEMS, JACKKNIFE
 from evomerge.datatypes import Answers, Estimate, FloatArray, Objective, Split
 from evomerge.history import History
 from evomerge.protocols import Estimator
@@ -87,18 +88,24 @@ class Scoring:
             losses.append(objective.loss(1.0) * np.stack(rows))
         return losses
 
-    def known(self, history: History, objective: str) -> FloatArray:
-        """The `(n_known, n_pool)` answers of those who answered all search items."""
-        return self._known(history, objective, history.started.n_items[objective][0])
+    def greedy_items(self, history: History, number: int, n: int, seed: int) -> NDArray[np.int64]:
+        """The `n` items of a fitness that tell most of those who answered all, for all objectives.
+
+        While nobody has answered all items they are the first in order.
+        """
+        from_matrix: Callable[..., NDArray[np.int64]] = loading.resolve(GREEDY_ITEMS)
+        names = history.started.fitness[number]
+        n_pool = history.started.n_items[names[0]][0]
+        known = [self._known(history, name, n_pool) for name in names]
+        matrix = np.concatenate([rows for rows in known if len(rows)] or [np.empty((0, n_pool))])
+        return np.asarray(from_matrix(matrix, n, seed), dtype=np.int64)
 
     def _known(self, history: History, objective: str, n_pool: int) -> FloatArray:
         rows = self._rows.setdefault(objective, {})
         for trial in history.trials.values():
             if len(rows) >= MOST_KNOWN:
                 break
-            if trial.name in rows or trial.rung == 0:
-                continue
-            if not trial.is_baseline and not history.has_all_items(trial):
+            if trial.name in rows or not history.has_all_items(trial):
                 continue
             answers = history.answers(trial.name, Split.SEARCH, objective)
             if len(answers.items) == n_pool and answers.values.ndim == 1:

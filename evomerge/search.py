@@ -209,11 +209,8 @@ class Driver:
 
     @property
     def _baselines_are_answered(self) -> bool:
-        return all(
-            (name, Split.SEARCH) in self.history.asked
-            and (name, Split.SEARCH) not in self.history.pending
-            for name in self._session.baselines
-        )
+        trials = (self.history.trials.get(name) for name in self._session.baselines)
+        return all(t is not None and (t.search or t.failure) is not None for t in trials)
 
     def _is_open(self, key: str) -> bool:
         """Whether a result of that key is waited for; those of unknown trials may yet be."""
@@ -230,13 +227,12 @@ class Driver:
             if (name, Split.SEARCH) not in self.history.asked:
                 self._ask(name, Split.SEARCH)
                 return True
-        if not self._baselines_are_answered:
-            return False  # the reference point of the hypervolume comes from all baselines
         promoted = self.history.next_promoted()
         if promoted is not None:
             self._ask(promoted, Split.SEARCH)
             return True
-        if self._propose():
+        # The reference point of the hypervolume comes from all baselines.
+        if self._baselines_are_answered and self._propose():
             return True
         if any(split is Split.SEARCH for _, split in self.history.pending):
             return False
@@ -244,8 +240,6 @@ class Driver:
         if conclusion is not None:
             self._append(conclusion)
             self._update_front()
-            return True
-        if self._goes_on and self._propose():
             return True
         for name in self._finalists():
             if (name, Split.HELD_OUT) not in self.history.asked:
@@ -255,7 +249,7 @@ class Driver:
 
     @property
     def _goes_on(self) -> bool:
-        """Whether the sampler may be asked for more candidates."""
+        """Whether the sampler may be asked for more candidates, now or after some answers."""
         return len(self._candidates) < self.history.budget and not self._time_is_up
 
     def _propose(self) -> bool:
@@ -291,7 +285,7 @@ class Driver:
         """Journal a question and have it answered."""
         event: Event = {"event": "asked", "trial": name, "split": split.value}
         candidate = self._candidates.get(name)
-        if split is Split.SEARCH and candidate is not None:
+        if split is Split.SEARCH:
             block = self._allocation.block_of(self.history, name)
             if block is not None:
                 if block.name not in self.history.blocks:

@@ -34,6 +34,9 @@ class CmaEsSampler:
     the distribution has collapsed or stagnates, a new one with twice the population starts from
     the next anchor (restarts with increasing population: Auger and Hansen 2005).
 
+    From generation 1 on the distribution's mean is a candidate too, beside the samples: under noise
+    it is better than the best of them. The distribution does not learn from it.
+
     The weighted mean is of the losses as they come: with objectives on different scales, state
     weights that make up for it.
     """
@@ -83,14 +86,21 @@ class CmaEsSampler:
         # what is asked, and where the distribution is told that it was
         self._upcoming = [(a, self._injected(a)) for a in self._anchors[: self._population]]
         self._points: dict[int, FloatArray] = {}
+        self._owes_mean = False
+        """Whether this generation has yet to ask for the distribution's mean."""
+        self._has_asked_mean = False
 
     @property
     def generation_size(self) -> int:
         """How many candidates are asked for before the next generation is made."""
-        return self._population
+        return self._population + (self._owes_mean or self._has_asked_mean)
 
     def ask(self) -> Candidate | None:
         """The next candidate, or None while a wholly asked generation is not wholly told."""
+        if self._owes_mean:
+            self._owes_mean, self._has_asked_mean = False, True
+            mean = proposal(np.asarray(self._optimizer.mean), self._binary)
+            return self._ledger.ask(self._generation, mean)
         if len(self._points) == self._population:
             return None
         if self._upcoming:
@@ -115,6 +125,8 @@ class CmaEsSampler:
     def _learn(self, generation: Sequence[Told]) -> None:
         points, self._points = self._points, {}
         self._generation += 1
+        generation = [told for told in generation if told.candidate.id in points]
+        self._owes_mean, self._has_asked_mean = True, False
         successes = [told.losses for told in generation if told.losses is not None]
         if not successes:
             return  # nothing is known about any point: draw again from the same distribution
@@ -134,6 +146,7 @@ class CmaEsSampler:
             self._n_restarts += 1
             self._population *= 2
             self._optimizer = self._start()
+            self._owes_mean = False  # the mean is an anchor now, which is known
 
     def _start(self) -> Any:
         """An optimizer around the anchor whose turn it is, with a seed of its own."""

@@ -49,6 +49,7 @@ def test_share_promoted_is_not_moved_by_rounding():
     [
         ("first", 0), ("first", 2.5), ("first", True), ("growth", 1.0), ("growth", float("nan")),
         ("keep", 0.0), ("keep", 1.1), ("race", -1), ("sharpen", -1), ("contest", 0), ("cohort", 1),
+        ("finalists", 0), ("doubt", 1.0), ("items", "best"),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(option, value):
@@ -72,8 +73,8 @@ def test_tiny_tasks_are_evaluated_in_full():
 def test_the_default_stays_within_a_tenth(n_baselines):
     schedule, reason = choose_schedule([500] * 4, 300, n_baselines, {})
     assert schedule is not None
-    planned = sum(n_baselines * 500 + schedule.n_items(500, 300) for _ in range(4))
-    assert planned <= LARGEST_SHARE * 300 * 2000
+    planned = 4 * schedule.n_items(500, 300, n_baselines)
+    assert planned <= LARGEST_SHARE * (300 + n_baselines) * 2000
     assert "%" in reason
 
 

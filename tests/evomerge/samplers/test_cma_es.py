@@ -85,7 +85,8 @@ def test_a_collapsed_distribution_restarts_at_the_next_anchor_with_twice_the_pop
             sampler.tell(candidate, [sum((u - 0.5) ** 2 for u in candidate.u)])
     assert 12 in sizes
     restart = sizes.index(12)
-    assert set(sizes[:restart]) == {6}
+    assert sizes[0] == 6
+    assert set(sizes[1:restart]) == {7}  # and the mean
     assert min(widths[:restart]) > 1e-7  # no evaluation is spent on digits that a recipe drops
     assert centres[restart - 1] == pytest.approx([0.5, 0.5], abs=1e-3)
     assert centres[restart] == pytest.approx([0.9, 0.1], abs=0.1)
@@ -175,3 +176,17 @@ def test_the_default_population_leaves_room_for_ten_generations(
 def test_wrong_options_are_refused_with_a_remedy(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CmaEsSampler(problem_of(2, n_objectives=2), **{"seed": 1, "weights": [1, 1], **options})
+
+
+def test_the_mean_is_a_candidate_that_teaches_nothing() -> None:
+    """Two searches that differ in what the mean scored ask the same."""
+    samplers = [CmaEsSampler(problem_of(4), seed=3, population=6) for _ in range(2)]
+    for generation in range(5):
+        both = [generation_of(sampler) for sampler in samplers]
+        assert [c.u for c in both[0]] == [c.u for c in both[1]]
+        assert len(both[0]) == samplers[0].generation_size == 6 + (generation > 0)
+        for candidates, sampler, score_of_mean in zip(both, samplers, (0.0, 9.0), strict=True):
+            for index, candidate in enumerate(candidates):
+                is_mean = generation > 0 and index == 0
+                loss = score_of_mean if is_mean else sum((u - 0.3) ** 2 for u in candidate.u)
+                sampler.tell(candidate, [loss])
