@@ -418,7 +418,10 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
             for key in ("lm_eval", "items", "held_out", "text", "item_bank")
             if isinstance(value := getattr(one, key), str)
         }
-        return one.model_copy(update=dict(paths))
+        options = dict(one.options)
+        if isinstance(options.get("include_path"), str):
+            options["include_path"] = absolute(options["include_path"])
+        return one.model_copy(update={**paths, "options": options})
 
     return config.model_copy(
         update={

@@ -4,8 +4,10 @@ The one place with a broad `except`: whatever a candidate does wrong costs that 
 """
 
 import contextlib
+import ctypes
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
     from evomerge.config import Config
     from evomerge.merging.bank import Bank
     from evomerge.protocols import Fitness
+
+
+_TRIM_EVERY = 100
+"""Evaluations between two returns of free memory: each costs about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,7 @@ class Worker:
 
         torch.set_num_threads(setup.threads)
         self._spool = None if setup.spool is None else Path(setup.spool)
+        self._n_evaluations = 0
         device = choose_device(setup.device)
         models = open_models(setup.models)
         self._fitness: list[Fitness] = [loading.build(spec) for spec in setup.fitness]
@@ -251,6 +258,9 @@ class Worker:
             )
         seconds["total"] = time.perf_counter() - started
         evaluation = Evaluation(job.key, {} if failure is not None else responses, seconds, failure)
+        self._n_evaluations += 1
+        if self._n_evaluations % _TRIM_EVERY == 0:
+            _give_free_memory_back()
         if self._spool is not None:
             spool.write(self._spool, evaluation)
         return evaluation
@@ -313,6 +323,17 @@ class Worker:
         for expert in experts:
             expert.release()
         return bank
+
+
+def _give_free_memory_back() -> None:
+    """Have glibc return what it holds of freed memory; elsewhere nothing.
+
+    Activations of every length come and go: without this a worker of 555 MB had 625 MB after 1,000
+    evaluations, all of the difference free.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def columns_of(objectives: Sequence[Objective]) -> list[slice]:

@@ -39,6 +39,7 @@ class EvaluationCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = None if folder is None else folder / "evaluations"
         self._seen: dict[str, Packed] = {}
+        self._made: set[Path] = set()
         self.damaged: list[Path] = []
         """Files met that did not match their checksum."""
 
@@ -64,7 +65,9 @@ class EvaluationCache:
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent not in self._made:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._made.add(path.parent)
             temporary.write_bytes(journal.encode({"key": key, "responses": dict(responses)}))
             temporary.replace(path)
 

@@ -119,6 +119,7 @@ class Journal:
         self._path = folder / "journal.jsonl"
         try:
             self.events: list[Event] = []
+            """What was in the journal when it was opened."""
             length = 0
             if self._path.exists():
                 self.events, length = read_events(self._path)
@@ -151,7 +152,6 @@ class Journal:
                 f"every event must reach the disk, but {self._path} could not be written "
                 f"({error}): make room, then `evomerge resume`"
             ) from error
-        self.events.append(event)
 
     def close(self) -> None:
         """Close the file and release the run."""

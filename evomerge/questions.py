@@ -28,9 +28,9 @@ class Questions:
         )
         self._items: dict[tuple[Split, str | None], tuple[str, ...]] = {}
 
-    def job(self, name: str, recipe: Recipe, split: Split, block: str | None) -> Job:
+    def job(self, name: str, recipe: Recipe, digest: str, split: Split, block: str | None) -> Job:
         """What a worker has to do; its key names the recipe, so that no other's result fits."""
-        key = "@".join((name, split.value, block or _ALL, recipe.digest))
+        key = "@".join((name, split.value, block or _ALL, digest))
         return Job(key, recipe, split, None if block is None else self._history.blocks[block])
 
     def known(self, recipe: str, split: Split, block: str | None) -> Mapping[str, str] | None:

@@ -57,8 +57,8 @@ def start(config: Config, run: Path, observe: Observer = _ignore) -> History:
     try:
         with Journal(folder.path) as journal, Session(config, folder) as session:
             folder.config.write_text(config.to_yaml(), encoding="utf-8")
-            journal.append(session.started_event())
-            return Driver(session, folder, journal, observe).run()
+            journal.append(started := session.started_event())
+            return Driver(session, folder, journal, [started], observe).run()
     finally:
         folder.remove_if_empty()
 
@@ -81,36 +81,48 @@ def resume(run: Path, observe: Observer = _ignore, *, evaluations: int | None = 
             )
         started = Started.from_event(journal.events[0])
         with Session(config, folder, started) as session:
-            driver = Driver(session, folder, journal, observe)
+            driver = Driver(session, folder, journal, journal.events, observe)
             if evaluations is not None:
                 driver.change_budget(evaluations)
             return driver.run()
 
 
 class Driver:
-    """Drives one run to its end; what it knows it derives from the journal's events."""
+    """Drives one run to its end; what it knows it derives from the journal's events.
+
+    Args:
+        session: Space, sampler and workers.
+        folder: The run directory.
+        journal: Takes what happens from now on.
+        events: What has happened: `started` at least.
+        observe: Called with the history after every event.
+    """
 
     def __init__(
-        self, session: Session, folder: RunFolder, journal: Journal, observe: Observer
+        self,
+        session: Session,
+        folder: RunFolder,
+        journal: Journal,
+        events: Sequence[Event],
+        observe: Observer = _ignore,
     ) -> None:
         self._session = session
         self._folder = folder
         self._journal = journal
         self._observe = observe
         self._candidates: dict[str, Candidate] = {}
-        self._recipes: dict[str, Recipe] = dict(session.baselines)
         self._told: set[str] = set()
         """Candidates whose losses the sampler has."""
         self._n_failures_in_a_row = 0
         self._has_warned_of_damage = False
         hours = session.config.budget.hours
         self._deadline = None if hours is None else time.monotonic() + hours * 3600.0
-        self.history = history_of(journal.events[:1])
+        self.history = history_of(events[:1])
         self._allocation = Allocation(
             session.schedule, session.scoring, self.history.started, session.weights
         )
         self._questions = Questions(session, self.history)
-        for event in journal.events[1:]:
+        for event in events[1:]:
             self._replay(event)
 
     def change_budget(self, evaluations: int) -> None:
@@ -198,8 +210,14 @@ class Driver:
     def _remember(self, candidate: Candidate) -> Recipe:
         name = str(candidate.id)
         self._candidates[name] = candidate
-        self._recipes[name] = self._session.space.decode(candidate.u)
-        return self._recipes[name]
+        return self._recipe(name)
+
+    def _recipe(self, name: str) -> Recipe:
+        """Decoded each time it is needed: thousands of them would fill the memory."""
+        candidate = self._candidates.get(name)
+        if candidate is None:
+            return self._session.baselines[name]
+        return self._session.space.decode(candidate.u)
 
     # Ask ------------------------------------------------------------------------------------
 
@@ -293,9 +311,10 @@ class Driver:
                     self._append({"event": "items", "block": block.name, "items": items})
                 event |= {"block": block.name, "cohort": block.cohort}
         if split is Split.SEARCH and name not in self.history.trials:
-            event["recipe_digest"] = self._recipes[name].digest
+            recipe = self._recipe(name)
+            event["recipe_digest"] = recipe.digest
             if candidate is None:
-                event |= {"generation": -1, "recipe": self._recipes[name].to_json()}
+                event |= {"generation": -1, "recipe": recipe.to_json()}
             else:
                 event |= {"generation": candidate.generation, "u": list(candidate.u)}
         self._append(event)
@@ -303,14 +322,14 @@ class Driver:
 
     def _evaluate(self, name: str, split: Split) -> None:
         """Have a question answered: from what is known already, else by a worker."""
-        recipe = self._recipes[name]
+        digest = self.history.trials[name].recipe_digest
         block = self.history.pending[name, split]
-        known = self._questions.known(recipe.digest, split, block)
+        known = self._questions.known(digest, split, block)
         if known is not None:
             self._tell(name, split, known, {}, is_known=True)
             return
         self._warn_of_damage()
-        job = self._questions.job(name, recipe, split, block)
+        job = self._questions.job(name, self._recipe(name), digest, split, block)
         waiting = spool.read(spool.path_of(self._folder.spool, job.key))
         if waiting is not None and (waiting.failure is None or not RETRIES[waiting.failure.kind]):
             self._record(waiting)  # a worker finished it after the last driver had died
@@ -327,7 +346,8 @@ class Driver:
             packed = {o: pack(answers) for o, answers in evaluation.responses.items()}
             block = self.history.pending[name, split]
             self._tell(name, split, packed, dict(evaluation.seconds))
-            self._questions.keep(self._recipes[name].digest, split, block, packed)
+            digest = self.history.trials[name].recipe_digest
+            self._questions.keep(digest, split, block, packed)
         spool.settle(self._folder.spool, evaluation.key)
 
     def _tell(

@@ -132,7 +132,9 @@ class Session:
     ) -> None:
         self.config = config
         named = tuple(o.objective for o in config.objectives)
-        setup = worker_setup(config, spool_folder=None if folder is None else folder.spool)
+        # A worker in this process cannot outlive it: nobody would find its results in the spool.
+        spools = folder is not None and config.workers.executor != "in_process"
+        setup = worker_setup(config, spool_folder=folder.spool if folder and spools else None)
         self.cache = setup.cache
         self.models = open_models(setup.models)
         groups = self.models.anatomy.groups

@@ -107,8 +107,8 @@ def search(
                     marks.append(Mark(newest.name, *clocks))
                     each(len(marks))
 
-            journal.append(session.started_event())
-            history = Driver(session, folder, journal, mark).run()
+            journal.append(started := session.started_event())
+            history = Driver(session, folder, journal, [started], mark).run()
     return history, marks
 
 

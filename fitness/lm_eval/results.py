@@ -1,9 +1,8 @@
 """What answers are worth, by lm-eval's filters and metrics."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from evomerge.errors import TaskError
 from fitness.lm_eval.documents import Item
@@ -61,7 +60,7 @@ def row(measure: Measure, item: Item, values: Mapping[str, Any], name: str) -> S
             f"{name}: {measure.name!r} must be of one form for all items, but {where} has "
             f"{values[measure.metric]!r} ({error}): mend the task's process_results"
         ) from error
-    if not np.isfinite(numbers).all():
+    if not all(map(math.isfinite, numbers)):
         raise FloatingPointError(
             f"{name}: {measure.name} is {values[measure.metric]!r} for {where}"
         )
