@@ -78,9 +78,9 @@ class Allocation:
         size = generation_size or self._schedule.cohort
         return len(members) < size and all(history.trials[m].wanted == 1 for m in members)
 
-    def block_of(self, history: History, name: str) -> Block | None:
+    def block_of(self, history: History, name: str, *, is_baseline: bool) -> Block | None:
         """The items that a trial answers next; None stands for all at once."""
-        if self._schedule is None:
+        if self._schedule is None or (is_baseline and self._schedule.baselines == "all"):
             return None
         trial = history.trials.get(name)
         if trial is not None:
@@ -104,7 +104,8 @@ class Allocation:
         """The order in which a cohort meets the items of a fitness."""
         assert self._schedule is not None  # only asked with one
         order = fidelity.item_order(n_pool, self._seed, cohort, number)
-        if self._schedule.items == "random" or cohort == 0:
+        is_first = cohort == 0 and self._schedule.baselines == "race"
+        if self._schedule.items == "random" or is_first:
             return order
         # What the first rung answered stays in front, although more is known on later ones.
         first = history.blocks.get(f"{cohort}.0")
@@ -173,7 +174,9 @@ class Allocation:
             return None
         if history.stage == "contest":
             return None
-        names = self._most_promising(history, self._incomplete(history), self._schedule.sharpen)
+        names = self._most_promising(
+            history, self._lacking(history, history.scored()), self._schedule.sharpen
+        )
         if not names:
             return None
         rung = 1 + min(history.trials[name].rung for name in names)
@@ -185,14 +188,14 @@ class Allocation:
         among = history.scored() if is_first else [history.trials[n] for n in history.contestants]
         n = self._schedule.n_entering(len(among), is_first=is_first)
         names = self._most_promising(history, among, n)
-        lacking = [name for name in names if history.trials[name].rung < self.n_rungs]
+        lacking = self._lacking(history, [history.trials[name] for name in names])
         if not lacking:
             return None
-        rung = 1 + min(history.trials[name].rung for name in lacking)
+        rung = 1 + min(trial.rung for trial in lacking)
         return _promoted("contest", names, rung, len(history.cohorts) - 1)
 
-    def _incomplete(self, history: History) -> list[Trial]:
-        return [t for t in history.scored() if not t.is_baseline and t.rung < self.n_rungs]
+    def _lacking(self, history: History, trials: Sequence[Trial]) -> list[Trial]:
+        return [trial for trial in trials if not history.has_all_items(trial)]
 
     def _most_promising(self, history: History, trials: Sequence[Trial], n: int) -> list[str]:
         if not trials or n <= 0:
@@ -216,16 +219,18 @@ class Allocation:
         scored = history.scored()
         if self._schedule is None:
             return scored
-        is_final = not self.is_provisional(history)
-        least = self.n_rungs if is_final else min(1 + self._schedule.race, self.n_rungs)
-        return [t for t in scored if t.scored_rung >= least]
+        least = min(1 + self._schedule.race, self.n_rungs)
+        if not self.is_provisional(history):
+            least = self.n_rungs + 1
+        return [t for t in scored if t.scored_rung >= least or history.has_all_items(t)]
 
     def is_provisional(self, history: History) -> bool:
         """Whether the front rests on a part of the items: until the contest has its finalists."""
         if self._schedule is None:
             return False
-        is_over = any(t.scored_rung >= self.n_rungs for t in history.trials.values())
-        return history.stage == "race" or not is_over
+        return history.stage == "race" or not any(
+            history.has_all_items(history.trials[name]) for name in history.contestants
+        )
 
 
 def plain_estimates(estimates: Mapping[str, Estimate]) -> dict[str, list[Any]]:

@@ -142,24 +142,30 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
 @app.command()
 def front(run: RunPath, prefer: Prefer = None, as_json: AsJson = False) -> None:
     """The Pareto front, with the knee or the trial that suits a preference."""
-    from evomerge.reporting.rows import title_of
-    from evomerge.reporting.terminal import (
-        baseline_rows,
-        baseline_table,
-        front_rows,
-        front_table,
-        pick,
-    )
+    from evomerge.reporting.conclusion import conclude
+    from evomerge.reporting.rows import baseline_rows, front_rows, pick, title_of
+    from evomerge.reporting.terminal import result_tables
 
     history = read_history(run)
     preference = None if prefer is None else parse_preference(prefer)
     picked = pick(history, preference)
-    rows = front_rows(history)
+    conclusion = conclude(history)
     if as_json:
-        _print_json({"front": rows, "picked": picked.name, "baselines": baseline_rows(history)})
+        confidence = conclusion.confidence
+        on_front = None if confidence is None else confidence.probabilities
+        _print_json(
+            {
+                "front": front_rows(history, on_front),
+                "picked": picked.name,
+                "baselines": baseline_rows(history, on_front),
+                "on_front": None if confidence is None else confidence.caption,
+                "optimism": conclusion.optimism,
+                "verdict": conclusion.verdict.row(),
+            }
+        )
         return
-    console.print(front_table(rows, history.objectives))
-    console.print(baseline_table(baseline_rows(history), history.objectives))
+    for part in result_tables(history, conclusion):
+        console.print(part)
     why = "knee" if prefer is None else f"preferred by {prefer}"
     console.print(Text.assemble(f"{why}: ", (title_of(picked), "bold")))
 
@@ -191,6 +197,25 @@ def responses(
     path = out or RunFolder(run).views / "responses.parquet"
     n_rows = write_responses(history, path)
     console.print(Text.assemble("wrote ", (str(path), "bold"), f" ({n_rows} answers)"))
+
+
+@app.command("item-bank")
+def item_bank(
+    run: RunPath,
+    objective: Annotated[str, typer.Argument(help="Whose items to learn.")],
+    out: Annotated[Path, typer.Option(help="Bank to write (.npz).")],
+    dimensions: Annotated[int, typer.Option(min=1, help="Of ability.")] = 1,
+) -> None:
+    """Fit an item bank (2PL) to the answers of a run, for estimators of item response theory."""
+    from evomerge import loading
+    from evomerge.config import FIT_ITEM_BANK
+
+    names, matrix = read_history(run).response_matrix(objective)
+    fit = loading.resolve(FIT_ITEM_BANK)
+    fit(matrix, n_dimensions=dimensions, item_ids=names).save(out)
+    console.print(
+        Text.assemble("wrote ", (str(out), "bold"), f" ({len(names)} items, {len(matrix)} models)")
+    )
 
 
 @app.command()
@@ -259,15 +284,11 @@ def write_report(
 
 
 def _conclude(history: History, run: Path) -> None:
-    from evomerge.reporting.terminal import (
-        baseline_rows,
-        baseline_table,
-        front_rows,
-        front_table,
-    )
+    from evomerge.reporting.conclusion import conclude
+    from evomerge.reporting.terminal import result_tables
 
-    console.print(front_table(front_rows(history), history.objectives, most=10))
-    console.print(baseline_table(baseline_rows(history), history.objectives))
+    for part in result_tables(history, conclude(history), most=10):
+        console.print(part)
     for note in history.notes:
         if note.startswith("warning"):
             console.print(Text(note, style="yellow"))

@@ -24,6 +24,7 @@ PYTHON_FITNESS = "fitness.python_callable:PythonFitness"
 UNLABELED_FITNESS = "fitness.unlabeled:UnlabeledFitness"
 MERGE_FACTS = "fitness.merge_facts:MergeFacts"
 JACKKNIFE = "fitness.statistics:jackknife"
+FIT_ITEM_BANK = "fitness.irt_fit:fit_item_bank"
 GREEDY_ITEMS = "fitness.readout:greedy_items"
 ESTIMATORS: dict[str, str] = {
     "mean": "fitness.estimators:MeanEstimator",
@@ -206,6 +207,7 @@ class FidelityConfig(_Section):
     cohort: int | None = None
     doubt: float | None = None
     items: str | None = None
+    baselines: str | None = None
 
     @property
     def given(self) -> dict[str, Any]:

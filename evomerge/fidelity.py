@@ -47,6 +47,8 @@ class Schedule:
             even if places on the next rung are free.
         items: `random` ones on the first rung, or `greedy` ones, from which the answers of those
             who answered all items are best told (`fitness.readout`).
+        baselines: `race`: baselines answer the items of the race's rungs and compete for all of
+            them; `all`: they answer all items first, for estimators that learn from them.
 
     Raises:
         ConfigError: an option is out of range.
@@ -62,6 +64,7 @@ class Schedule:
     cohort: int = 16
     doubt: float = 0.01
     items: str = "random"
+    baselines: str = "race"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -83,10 +86,12 @@ class Schedule:
                 f"fidelity.doubt must be at least 0 and below 1, but is {self.doubt!r}: 0 stops "
                 f"nobody early, 0.01 only the hopeless"
             )
-        if self.items not in ("random", "greedy"):
-            raise ConfigError(
-                f"fidelity.items must be random or greedy, but is {self.items!r}: take one of them"
-            )
+        for name, known in (("items", ("random", "greedy")), ("baselines", ("race", "all"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"fidelity.{name} must be {' or '.join(known)}, but is "
+                    f"{getattr(self, name)!r}: take one of them"
+                )
 
     def counts(self, n_pool: int) -> tuple[int, ...]:
         """Items answered by the end of each rung, rising; the last is the whole pool.
@@ -118,7 +123,8 @@ class Schedule:
         """
         counts = self.counts(n_pool)
         steps = [counts[0], *np.diff(counts).tolist()]
-        answers = float(n_baselines * sum(steps[: self.race + 1]))
+        of_baselines = n_pool if self.baselines == "all" else sum(steps[: self.race + 1])
+        answers = float(n_baselines * of_baselines)
         share = 1.0
         for step in steps[: self.race + 1]:
             answers += share * budget * step

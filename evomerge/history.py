@@ -80,6 +80,8 @@ class Started:
     n_items: Mapping[str, tuple[int, int]]
     fitness: tuple[tuple[str, ...], ...]
     """The objectives of each fitness, in order."""
+    items: Mapping[Split, tuple[tuple[str, ...], ...]]
+    """Digests of the items' contents, by fitness."""
     experts: tuple[str, ...]
     groups: tuple[Group, ...]
     objectives: tuple[Objective, ...]
@@ -106,6 +108,14 @@ class Started:
             item_digests=event["item_digests"],
             n_items={name: (n[0], n[1]) for name, n in event["n_items"].items()},
             fitness=tuple(tuple(names) for names in event["fitness"]),
+            items={
+                split: tuple(
+                    tuple(part["digests"])
+                    for part in event.get("items", ())
+                    if part["split"] == split
+                )
+                for split in Split
+            },
             experts=tuple(event["experts"]),
             groups=tuple(Group(**group) for group in event["groups"]),
             objectives=tuple(
@@ -276,8 +286,9 @@ class History:
         self._promoted = names
         self.promotions[why] = self.promotions.get(why, 0) + len(names)
         for name in names:
-            wanted = max(self.trials[name].wanted, event["rung"])
-            self.trials[name] = replace(self.trials[name], wanted=wanted)
+            trial = self.trials[name]
+            if not self.has_all_items(trial):
+                self.trials[name] = replace(trial, wanted=max(trial.wanted, event["rung"]))
 
     def _apply_scored(self, event: Event) -> None:
         if event["cohort"] is not None:
@@ -324,6 +335,32 @@ class History:
     def _fitness_of(self) -> dict[str, int]:
         """The number of each objective's fitness."""
         return {name: i for i, names in enumerate(self.started.fitness) for name in names}
+
+    def response_matrix(self, objective: str) -> tuple[tuple[str, ...], FloatArray]:
+        """Who answered what on search items.
+
+        Returns:
+            The items' digests, and `(n_models, n_items)` answers, NaN where none was given; equal
+            recipes stand once.
+
+        Raises:
+            RunError: when the run has no such objective, or its answers are no single numbers.
+        """
+        known = {o.name: o for o in self.objectives}
+        if objective not in known or known[objective].statistic.n_columns != 1:
+            single = [name for name, o in known.items() if o.statistic.n_columns == 1]
+            raise RunError(
+                f"a response matrix is of an objective with one number per item "
+                f"({', '.join(single)}), but {objective!r} is none"
+            )
+        names = self.started.items[Split.SEARCH][self._fitness_of()[objective]]
+        rows: dict[str, FloatArray] = {}
+        for trial in self.trials.values():
+            answers = self.answers(trial.name, Split.SEARCH, objective)
+            row = rows.setdefault(trial.recipe_digest, np.full(len(names), np.nan))
+            row[answers.items] = answers.values
+        answered = [row for row in rows.values() if not np.isnan(row).all()]
+        return names, np.stack(answered) if answered else np.empty((0, len(names)))
 
     def next_promoted(self) -> str | None:
         """A trial that is to answer more items and is not asked now: the first in order."""

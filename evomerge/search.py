@@ -304,7 +304,7 @@ class Driver:
         event: Event = {"event": "asked", "trial": name, "split": split.value}
         candidate = self._candidates.get(name)
         if split is Split.SEARCH:
-            block = self._allocation.block_of(self.history, name)
+            block = self._allocation.block_of(self.history, name, is_baseline=candidate is None)
             if block is not None:
                 if block.name not in self.history.blocks:
                     items = [list(part) for part in block.items]

@@ -21,7 +21,7 @@ from evomerge.execution import start_executor
 from evomerge.fidelity import Schedule, choose_schedule
 from evomerge.history import Started
 from evomerge.journal import Event
-from evomerge.protocols import Executor, Sampler, SearchSpace
+from evomerge.protocols import Estimator, Executor, Sampler, SearchSpace
 from evomerge.run_folder import RunFolder
 from evomerge.scoring import Scoring
 
@@ -66,6 +66,9 @@ AUTOMATIC = {"ranking": "mean", "reporting": "mean"}
 """What `auto` stands for (measured: docs/benchmarks.md, Estimators)."""
 
 
+_WITH_BANKS = {ESTIMATORS[name] for name in ("pirt", "gpirt", "mpirt", "gmpirt")}
+
+
 def estimator_name(name: str, kind: str) -> str:
     """The import path of an estimator; `name` is short, a path or `auto`.
 
@@ -84,24 +87,30 @@ def estimator_name(name: str, kind: str) -> str:
     )
 
 
-def estimators_of(config: Config, kind: Literal["ranking", "reporting"]) -> dict[str, Spec]:
-    """How to build the estimator of each objective.
+def estimators_of(
+    config: Config, kind: Literal["ranking", "reporting"], facts: WorkerFacts
+) -> dict[str, Estimator]:
+    """The estimator of each objective.
 
     Raises:
-        ConfigError: when one is unknown.
+        ConfigError: when one is unknown or does not take its options.
+        TaskError: when its item bank cannot be used.
     """
     given: str = getattr(config.estimators, kind)
     target = estimator_name(given, kind)
-    options = config.estimators.options.get(given, {})
-    return {
-        objective.name: Spec(
-            target,
-            options
-            if objective.item_bank is None or target == ESTIMATORS["mean"]
-            else {**options, "bank": objective.item_bank},
-        )
-        for objective in config.objectives
+    pools = {
+        name: items.digests
+        for items in facts.items
+        if items.split is Split.SEARCH
+        for name in items.objectives
     }
+    estimators: dict[str, Estimator] = {}
+    for objective in config.objectives:
+        options = dict(config.estimators.options.get(given, {}))
+        if objective.item_bank is not None and target in _WITH_BANKS:
+            options |= {"bank": objective.item_bank, "item_ids": pools[objective.name]}
+        estimators[objective.name] = loading.build(Spec(target, options))
+    return estimators
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
@@ -163,18 +172,17 @@ class Session:
             scales=config.baselines.scales,
             seed=config.seed,
         )
-        # Wrong options are refused before a worker loads a model.
-        estimators = {kind: estimators_of(config, kind) for kind in ("ranking", "reporting")}
+        for kind, name in dict(config.estimators).items():
+            if kind != "options":
+                estimator_name(name, kind)  # refused before a worker loads a model
         self.executor: Executor = start_executor(config.workers, setup)
         try:
             found = {objective.name: objective for objective in self.executor.facts.objectives}
             self.objectives = tuple(found[objective.name] for objective in named)
             self.scoring = Scoring(
                 self.objectives,
-                *(
-                    {name: loading.build(spec) for name, spec in of_kind.items()}
-                    for of_kind in estimators.values()
-                ),
+                estimators_of(config, "ranking", self.executor.facts),
+                estimators_of(config, "reporting", self.executor.facts),
             )
             self.schedule, self.schedule_reason = self._choose_schedule(started)
             if started is not None:
@@ -195,6 +203,9 @@ class Session:
             len(items.digests) for items in self.executor.facts.items if items.split is Split.SEARCH
         ]
         given = {} if fidelity == "auto" else fidelity.given
+        learns = estimator_name(self.config.estimators.ranking, "ranking") != ESTIMATORS["mean"]
+        if learns or given.get("items") == "greedy":
+            given.setdefault("baselines", "all")
         return choose_schedule(pools, self.problem.budget, len(self.baselines), given)
 
     def started_event(self) -> Event:
@@ -213,6 +224,10 @@ class Session:
             "n_items": _item_counts(facts),
             "fitness": [
                 list(items.objectives) for items in facts.items if items.split is Split.SEARCH
+            ],
+            "items": [
+                {"split": items.split.value, "digests": list(items.digests)}
+                for items in facts.items
             ],
             "experts": list(self.config.experts),
             "groups": [

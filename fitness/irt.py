@@ -196,6 +196,7 @@ class PIrt:
         bank: An `ItemBank` of the pool's items in their order, or the path of one.
         prior_sd: Of the ability in every dimension; None for the published maximum likelihood.
         learn_prior: Take the ability's prior from the known models, where there are at least 3.
+        item_ids: Names of the pool's items in order, by which a bank with names is sorted.
 
     Raises:
         TaskError: when the bank cannot be read, or an option is no positive number.
@@ -206,6 +207,7 @@ class PIrt:
         bank: ItemBank | str | Path | None = None,
         prior_sd: float | None = 1.0,
         learn_prior: bool = True,
+        item_ids: Sequence[str] = (),
     ) -> None:
         if bank is None:
             raise TaskError(
@@ -214,7 +216,8 @@ class PIrt:
             )
         if prior_sd is not None and not 0 < prior_sd < math.inf:
             raise TaskError(f"prior_sd is a positive number or none, but got {prior_sd}")
-        self._bank = bank if isinstance(bank, ItemBank) else ItemBank.load(bank)
+        bank = bank if isinstance(bank, ItemBank) else ItemBank.load(bank)
+        self._bank = bank.select(item_ids) if item_ids else bank
         self._prior_sd = prior_sd
         self._learn_prior = learn_prior
 
@@ -317,8 +320,9 @@ class GpIrt(PIrt):
         prior_sd: float | None = 1.0,
         learn_prior: bool = True,
         bias: float = 0.02,
+        item_ids: Sequence[str] = (),
     ) -> None:
-        super().__init__(bank, prior_sd, learn_prior)
+        super().__init__(bank, prior_sd, learn_prior, item_ids)
         if not 0 <= bias < math.inf:
             raise TaskError(f"bias is a number of at least 0, but got {bias}")
         self._default_bias = bias
@@ -376,8 +380,9 @@ class MpIrt(PIrt):
         bank: ItemBank | str | Path | None = None,
         prior_sd: float | None = 1.0,
         n_endpoints: int | None = None,
+        item_ids: Sequence[str] = (),
     ) -> None:
-        super().__init__(bank, prior_sd)
+        super().__init__(bank, prior_sd, item_ids=item_ids)
         if n_endpoints is not None and n_endpoints < 1:
             raise TaskError(f"n_endpoints is at least 1, but got {n_endpoints}")
         self._n_endpoints = n_endpoints

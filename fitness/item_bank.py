@@ -5,6 +5,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -54,6 +55,24 @@ class ItemBank:
                 f"the parameters of an item bank are finite numbers, but those of {len(bad)} "
                 f"items (first: {bad[0]}) are not: fit the bank again"
             )
+
+    def select(self, item_ids: Sequence[str]) -> "ItemBank":
+        """The items of these names, in this order; a bank without names is taken as it is.
+
+        Raises:
+            TaskError: when the bank lacks one.
+        """
+        if not self.item_ids:
+            return self
+        rows = {name: row for row, name in enumerate(self.item_ids)}
+        missing = [name for name in item_ids if name not in rows]
+        if missing:
+            raise TaskError(
+                f"an item bank describes all items of the pool, but {len(missing)} of "
+                f"{len(item_ids)} (the first: {missing[0]}) are not in it: fit one on these items"
+            )
+        order = [rows[name] for name in item_ids]
+        return ItemBank(self.A[order], self.B[order], tuple(item_ids))
 
     def save(self, path: str | Path) -> None:
         """Write the bank as an uncompressed `.npz` without pickle, with its checksum, at once."""

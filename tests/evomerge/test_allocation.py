@@ -4,9 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from evomerge.cli import app
 from evomerge.config import read_config
 from evomerge.datatypes import Split
+from evomerge.errors import ConfigError, TaskError
 from evomerge.journal import read_events
 from evomerge.samplers import SAMPLERS
 from evomerge.search import resume, start
@@ -122,3 +125,88 @@ def test_tiny_tasks_are_answered_whole(write_config, tmp_path):
     assert history.started.fidelity is None
     assert "tiny" in history.started.fidelity_reason
     assert all(history.has_all_items(t) for t in history.scored())
+
+
+ESTIMATORS = ["mean", "regression", "ridge", "pirt", "gpirt", "mpirt", "gmpirt"]
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_zoo, tmp_path_factory):
+    """Item banks of the tiny zoo's tasks, made by the command from a run that answered all."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("learned")
+    plain = {
+        "base": str(tiny_zoo.base),
+        "experts": {n: str(p) for n, p in tiny_zoo.experts.items()},
+        "objectives": [
+            {"name": s, "lm_eval": str(t), "items": 20} for s, t in tiny_zoo.tasks.items()
+        ],
+        "sampler": "sobol",
+        "budget": {"evaluations": 12},
+        "workers": {"threads": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    start(read_config(folder / "config.yaml"), folder / "run")
+    for skill in tiny_zoo.tasks:
+        command = ["item-bank", str(folder / "run"), skill, "--out", str(folder / f"{skill}.npz")]
+        assert CliRunner().invoke(app, command).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_ranks_a_whole_run(estimator, learned, write_config, tiny_zoo, tmp_path):
+    config = write_config(
+        experts={n: str(p) for n, p in tiny_zoo.experts.items()},
+        objectives=[
+            {
+                "name": skill, "lm_eval": str(task), "items": 20, "held_out": 10,
+                "item_bank": str(learned / f"{skill}.npz"),
+            }
+            for skill, task in tiny_zoo.tasks.items()
+        ],
+        seed=0,
+        sampler="sobol",
+        budget={"evaluations": 6},
+        fidelity={**FIDELITY, "items": "greedy"},
+        estimators={"ranking": estimator},
+    )  # fmt: skip
+    history = start(read_config(config), tmp_path / "run")
+    assert history.finished == "budget spent"
+    assert history.started.fidelity is not None
+    assert history.started.fidelity["baselines"] == "all"
+    partial = [t for t in history.scored() if not history.has_all_items(t)]
+    assert partial
+    for trial in partial:
+        for estimate in (trial.search or {}).values():
+            assert -0.2 <= estimate.score <= 1.2
+            assert estimate.standard_error > 0.0
+    for trial in history.scored():
+        if history.has_all_items(trial):  # every estimator is the plain mean there
+            answers = history.answers(trial.name, Split.SEARCH, "sort")
+            assert (trial.search or {})["sort"].score == pytest.approx(answers.values.mean())
+
+
+def test_an_item_bank_of_other_items_is_refused_before_any_work(
+    learned, write_config, tiny_zoo, tmp_path
+):
+    objective = {
+        "name": "sort", "lm_eval": str(tiny_zoo.tasks["sort"]), "items": 20, "held_out": 10,
+        "item_bank": str(learned / "twice.npz"),
+    }  # fmt: skip
+    config = write_config(objectives=[objective], fidelity=FIDELITY, estimators={"ranking": "pirt"})
+    with pytest.raises(TaskError, match="not in it: fit one on these items"):
+        start(read_config(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_estimator_that_needs_a_bank_and_has_none_says_so(write_config, tmp_path):
+    config = write_config(fidelity=FIDELITY, estimators={"ranking": "gmpirt"})
+    with pytest.raises(TaskError, match="give the objective an item_bank"):
+        start(read_config(config), tmp_path / "run")
+
+
+def test_an_unknown_estimator_is_refused_with_the_nearest_name(write_config, tmp_path):
+    config = write_config(estimators={"ranking": "gpirtt"})
+    with pytest.raises(ConfigError, match="did you mean 'gpirt'"):
+        start(read_config(config), tmp_path / "run")
