@@ -8,6 +8,8 @@ import jinja2
 from evomerge.config import Config
 from evomerge.datatypes import Estimate, Group, Recipe
 from evomerge.history import History, Trial
+from evomerge.reporting.conclusion import verdict_of
+from evomerge.reporting.rows import estimators_text
 
 _TEMPLATE = """\
 ---
@@ -36,7 +38,10 @@ the search.
 | {{ o.name }} | {{ o.direction }} | {{ score(trial.search, o.name) }} | \
 {{ score(trial.held_out, o.name) }} | {{ score(base_trial.held_out, o.name) }} |
 {% endfor %}
-Mean ± standard error (number of items).
+Score ± standard error (number of items), {{ estimators }}.
+{% if verdict %}
+Against the best baseline by search items, on held-out items: {{ verdict }}.
+{% endif %}
 
 ## Coefficients
 
@@ -84,8 +89,16 @@ def model_card(history: History, trial: Trial, recipe: Recipe, config: Config) -
             for expert, row in zip(recipe.experts, rows, strict=True)
         ],
         score=_score,
+        estimators=estimators_text(history),
+        verdict=_verdict(history, trial),
         version=importlib.metadata.version("evomerge"),
     )
+
+
+def _verdict(history: History, trial: Trial) -> str:
+    if trial.is_baseline or trial.held_out is None:
+        return ""
+    return verdict_of(history, trial).sentence
 
 
 def _score(estimates: dict[str, Estimate] | None, objective: str) -> str:

@@ -11,17 +11,12 @@ from evomerge.demo.zoo import Zoo, build_zoo
 from evomerge.errors import RunError
 from evomerge.export import export
 from evomerge.history import History, Trial
+from evomerge.reporting.conclusion import conclude
 from evomerge.reporting.live import SearchView
 from evomerge.reporting.page import write_page
 from evomerge.reporting.plots import front_png
 from evomerge.reporting.rows import best_in_mean, front_trials, mean_estimate
-from evomerge.reporting.terminal import (
-    baseline_rows,
-    baseline_table,
-    front_rows,
-    front_table,
-    score_text,
-)
+from evomerge.reporting.terminal import result_tables, score_text
 from evomerge.run_folder import RunFolder
 from evomerge.search import resume, start
 from evomerge.session import bind_space
@@ -76,8 +71,8 @@ def run_demo(folder: Path, *, evaluations: int, seed: int, console: Console) -> 
     config = read_config(written)
     run = folder / "run"
     history = _search(config, run, console, evaluations)
-    console.print(front_table(front_rows(history), history.objectives, most=10))
-    console.print(baseline_table(baseline_rows(history), history.objectives))
+    for part in result_tables(history, conclude(history), most=10):
+        console.print(part)
 
     console.rule("3. report and export")
     space = bind_space(config, history.started.groups)
@@ -138,7 +133,8 @@ def _conclude(history: History, best: Trial, console: Console) -> None:
         )
     )
     for name, trials in rivals.items():
-        rival = best_in_mean(trials, history.objectives, Split.HELD_OUT)
+        # by search scores, as the exported one: held-out scores judge, they do not choose
+        rival = best_in_mean(trials, history.objectives)
         if rival is not None:
             console.print(f"{name:>22}  {_held_out_mean(rival, history)}  ({rival.name})")
 

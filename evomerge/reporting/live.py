@@ -99,7 +99,10 @@ class SearchView:
         self._history = history
         self._tally.take(history)
         old, self._front = self._front, history.front
-        changed = self._front is not None and (old is None or self._front.trials != old.trials)
+        changed = self._front is not None and (
+            old is None
+            or (self._front.trials, self._front.is_provisional) != (old.trials, old.is_provisional)
+        )
         if self._live is None:
             if changed:
                 self._print_line(history)
@@ -112,9 +115,10 @@ class SearchView:
 
     def _print_line(self, history: History) -> None:
         assert self._front is not None  # it has just changed
+        kind = "provisional front" if self._front.is_provisional else "front"
         self._console.print(
             f"{history.n_evaluations}/{history.n_planned} evaluations, "
-            f"hypervolume {self._front.hypervolume:.6g}, front of {len(self._front.trials)}, "
+            f"hypervolume {self._front.hypervolume:.6g}, {kind} of {len(self._front.trials)}, "
             f"best mean {_mean_text(history, self._tally.best_mean)}",
             markup=False,
             highlight=False,
@@ -128,12 +132,17 @@ class SearchView:
             text.append("hypervolume ", style="dim")
             text.append(f"{self._front.hypervolume:.5g} ", style="bold")
             text.append(sparkline(history.fronts, history.n_evaluations), style="cyan")
-            text.append("   front ", style="dim")
+            text.append(
+                "   provisional front " if self._front.is_provisional else "   front ", "dim"
+            )
             text.append(f"{len(self._front.trials)}", style="bold")
         text.append("   pending ", style="dim")
         text.append(str(len(history.pending)))
         text.append("   failures ", style="dim")
         text.append(str(tally.n_failures), style="red" if tally.n_failures else "")
+        if history.started.fidelity is not None:
+            text.append("   stage ", style="dim")
+            text.append(history.stage)
         text.append("\nbest mean ", style="dim")
         text.append(_mean_text(history, tally.best_candidate), style="bold")
         text.append("   best baseline ", style="dim")
@@ -145,6 +154,8 @@ class SearchView:
         table = front_table(rows[:N_ROWS], history.objectives)
         if len(rows) > N_ROWS:
             table.title = f"Pareto front (best {N_ROWS} of {len(rows)} by mean)"
+        if history.front is not None and history.front.is_provisional:
+            table.title = f"{table.title}, provisional"
         self._table = table
         self._table_is_due = False
         self._table_time = monotonic()

@@ -76,6 +76,10 @@ function hoverText(trial) {
     const again = trial.held_out ? ` · held-out ${scoreText(trial.held_out[i])}` : "";
     lines.push(`${escaped(name)} <b>${scoreText(trial.search && trial.search[i])}</b>${again}`);
   });
+  if (trial.search) {
+    const counts = report.objectives.map((_, i) => trial.search[i][2]);
+    lines.push(`${trial.partial ? "a part of the search items" : "search items"}: ${counts.join(", ")}`);
+  }
   lines.push("mean coefficients");
   trial.experts.forEach((expert, k) => lines.push(`   ${escaped(expert)} ${trial.means[k].toFixed(3)}`));
   return lines.join("<br>");
@@ -104,6 +108,11 @@ function points(list, more) {
   };
 }
 
+// Scores from a part of the items are hollow and smaller.
+const isPartial = (trial) => trial.partial && state.split === "search";
+const symbols = (list, symbol) => list.map((t) => (isPartial(t) ? `${symbol}-open` : symbol));
+const sizes = (list, size) => list.map((t) => (isPartial(t) ? 0.7 * size : size));
+
 function frontTraces() {
   const c = colours();
   const shown = report.trials.filter(
@@ -125,7 +134,13 @@ function frontTraces() {
   return [
     points(dominated, {
       name: "dominated",
-      marker: { ...colour, color: of(dominated), size: 5, opacity: 0.4 },
+      marker: {
+        ...colour,
+        color: of(dominated),
+        size: sizes(dominated, 5.5),
+        symbol: symbols(dominated, "circle"),
+        opacity: 0.4,
+      },
     }),
     edge(shown.filter((t) => t.front), c),
     points(baselines, {
@@ -133,8 +148,8 @@ function frontTraces() {
       bars: true,
       marker: {
         color: c.baseline,
-        symbol: "diamond",
-        size: 10,
+        symbol: symbols(baselines, "diamond"),
+        size: sizes(baselines, 10),
         line: { color: c.card, width: 1 },
       },
     }),
@@ -144,7 +159,8 @@ function frontTraces() {
       marker: {
         ...colour,
         color: of(candidates),
-        size: 12,
+        size: sizes(candidates, 12),
+        symbol: symbols(candidates, "circle"),
         line: { color: c.card, width: 1 },
         colorbar: {
           title: { text: escaped(axisTitle(state.colour)), side: "right" },
@@ -206,6 +222,8 @@ function drawFront() {
     const n_minimized = report.objectives.filter((o) => o.minimized).length;
     if (n_minimized > 0 && n_minimized < MEAN)
       remarks.push("In the mean, objectives of which less is better count negative.");
+    if (state.split === "search" && report.trials.some((t) => t.partial))
+      remarks.push("Small and hollow: scored on a part of the search items.");
     if (state.split === "held_out") remarks.push(`${shown} trials have held-out scores.`);
     if (report.n_left_out) remarks.push(`${report.n_left_out} dominated trials are not drawn.`);
     if (!shown) remarks.push("No evaluation has finished yet.");
@@ -250,22 +268,36 @@ function labelBaselines(plot) {
   return Plotly.relayout(plot, { annotations });
 }
 
+// Volumes of provisional fronts rest on a part of the items and may fall: dotted, and apart.
 function drawGrowth() {
   const c = colours();
   const last = report.growth[report.growth.length - 1];
-  const growth = last ? [...report.growth, [report.n_evaluations, last[1]]] : [];
+  const provisional = report.growth.slice(0, report.n_provisional);
+  const final = report.growth.slice(report.n_provisional);
+  if (final.length) final.push([report.n_evaluations, last[1]]);
+  else if (last) provisional.push([report.n_evaluations, last[1]]);
+  const isPoint = provisional.length > 0 && final.every((p) => p[0] === final[0][0]);
+  const trace = (name, list, more) => ({
+    type: "scatter",
+    mode: "lines",
+    name,
+    x: list.map((p) => p[0]),
+    y: list.map((p) => p[1]),
+    line: { color: c.accent, width: 2, shape: "hv" },
+    hovertemplate: `${name} %{y:.5g} after %{x} evaluations<extra></extra>`,
+    ...more,
+  });
+  const traces = [
+    trace("provisional", provisional, { line: { color: c.muted, width: 1.5, shape: "hv", dash: "dot" } }),
+    trace("hypervolume", final, isPoint ? { mode: "markers", marker: { color: c.accent, size: 10 } } : {}),
+  ];
+  element("growth-remark").textContent = !provisional.length
+    ? ""
+    : "Dotted: provisional fronts, scored on a part of the items; their volume may fall when more are answered. " +
+      (final.length ? `Final, on all items: ${last[1].toPrecision(4)}.` : "There is no final front yet.");
   Plotly.react(
     element("growth-plot"),
-    [
-      {
-        type: "scatter",
-        mode: "lines",
-        x: growth.map((p) => p[0]),
-        y: growth.map((p) => p[1]),
-        line: { color: c.accent, width: 2, shape: "hv" },
-        hovertemplate: "%{y:.5g} after %{x} evaluations<extra></extra>",
-      },
-    ],
+    traces,
     layout(c, {
       hovermode: "x",
       xaxis: { title: { text: "evaluations" } },

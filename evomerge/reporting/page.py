@@ -15,21 +15,27 @@ from typing import Any
 
 from evomerge.datatypes import Direction, Estimate, Recipe, Split
 from evomerge.history import History, Trial, estimates_of
+from evomerge.reporting.conclusion import conclude
 from evomerge.reporting.rows import (
     Row,
     baseline_rows,
     baseline_trials,
     best_in_mean,
+    estimators_text,
     front_rows,
     front_trials,
     hypervolume_growth,
+    is_partial,
     knee_of,
     mean_estimate,
-    optimism,
+    n_provisional,
+    schedule_text,
     seconds_by_phase,
+    share_of_full,
+    stage_text,
     title_of,
 )
-from evomerge.reporting.terminal import score_text
+from evomerge.reporting.terminal import difference_text, percent_text, score_text
 
 MOST_DOMINATED = 2000
 """Dominated trials that are drawn, evenly over the run: a page with more reacts slowly."""
@@ -67,17 +73,26 @@ def write_page(history: History, decode: Callable[[Sequence[float]], Recipe], pa
         lstrip_blocks=True,
     )
     environment.filters["score"] = _score_text
+    environment.filters["percent"] = percent_text
+    environment.filters["difference"] = difference_text
+    conclusion = conclude(history)
+    confidence = conclusion.confidence
+    on_front = None if confidence is None else confidence.probabilities
     own = files("evomerge.reporting")
     html = environment.get_template("page.html.jinja").render(
         experts=history.started.experts,
         started=history.started,
         figures=_headline(history),
-        front=front_rows(history),
-        baselines=baseline_rows(history),
+        front=front_rows(history, on_front),
+        baselines=baseline_rows(history, on_front),
+        confidence=confidence,
+        verdict=conclusion.verdict,
+        fidelity=_fidelity_text(history),
+        has_partial=any(is_partial(history, t) for t in history.scored()),
         objectives=history.objectives,
         may_hold_out=all(n_held_out for _, n_held_out in history.started.n_items.values()),
         has_held_out=bool(history.scored(Split.HELD_OUT)),
-        optimism=_optimism(history),
+        optimism=conclusion.optimism,
         facts=_facts(history),
         failures=[t for t in history.trials.values() if t.failure is not None],
         notes=history.notes,
@@ -121,6 +136,7 @@ def _report(history: History, decode: Callable[[Sequence[float]], Recipe]) -> Ro
         "knee": knee_of(history),
         "n_left_out": len(others) - len(shown),
         "growth": hypervolume_growth(history),
+        "n_provisional": n_provisional(history),
         "n_evaluations": history.n_evaluations,
     }
 
@@ -136,6 +152,7 @@ def _trial(trial: Trial, history: History, recipe: Recipe, in_front: bool, whole
         "baseline": trial.is_baseline,
         "front": in_front,
         "generation": trial.generation,
+        "partial": is_partial(history, trial),
         "search": _triples(trial, history, Split.SEARCH),
         "held_out": _triples(trial, history, Split.HELD_OUT),
         "failure": None if trial.failure is None else trial.failure.kind,
@@ -186,7 +203,7 @@ def _headline(history: History) -> list[Row]:
         _figure(
             "Hypervolume",
             f"{front.hypervolume:.4g}" if front else "–",
-            f"{_growth_text(history)}",
+            _growth_text(history),
         ),
     ]
     scored = history.scored()
@@ -233,6 +250,10 @@ def _figure(label: str, value: str, remark: str, error: str = "") -> Row:
 
 
 def _growth_text(history: History) -> str:
+    if history.front is not None and history.front.is_provisional:
+        return "provisional: scores from a part of the items"
+    if n_provisional(history):
+        return "final; earlier fronts were provisional"
     growth = hypervolume_growth(history)
     if len(growth) < 2:
         return ""
@@ -245,22 +266,17 @@ def _mean(trial: Trial, history: History, split: Split) -> Estimate:
     return mean
 
 
-def _optimism(history: History) -> list[Row]:
-    """By objective: search minus held-out over the front's candidates, and over the baselines."""
-    candidates = [t for t in front_trials(history) if not t.is_baseline]
-    baselines = baseline_trials(history)
-    rows: list[Row] = []
-    for objective in history.objectives:
-        front, by_chance = optimism(candidates, objective), optimism(baselines, objective)
-        if front[0] is not None or by_chance[0] is not None:
-            rows.append(
-                {
-                    "objective": objective.name,
-                    "front": front,
-                    "baselines": by_chance,
-                }
-            )
-    return rows
+def _fidelity_text(history: History) -> str:
+    """Who answered how much, and what scores are made of, in a line."""
+    share = share_of_full(history)
+    parts = [f"Search items answered: {history.n_item_answers:,}"]
+    if share is not None:
+        parts[0] += f" ({100 * share:.3g} % of full evaluation)"
+    if history.started.fidelity is not None:
+        parts.append(f"stage: {stage_text(history)}")
+    if history.n_reused:
+        parts.append(f"{history.n_reused} evaluations reused")
+    return "; ".join([*parts, estimators_text(history)]) + "."
 
 
 def _facts(history: History) -> list[tuple[str, str]]:
@@ -272,6 +288,9 @@ def _facts(history: History) -> list[tuple[str, str]]:
         ("sampler", f"{started.sampler}: {started.sampler_reason}"),
         ("search space", f"{len(started.dimensions)} dimensions, {len(started.groups)} groups"),
         ("configuration", started.config_digest),
+        ("schedule of items", schedule_text(history)),
+        *((f"promotions: {why}", str(n)) for why, n in sorted(history.promotions.items())),
+        *((f"estimator, {use}", path) for use, path in sorted(started.estimators.items())),
     ]
     if history.front is not None:
         worst = zip(history.objectives, history.front.reference, strict=True)

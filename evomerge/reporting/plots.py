@@ -16,8 +16,10 @@ from evomerge.reporting.rows import (
     baseline_trials,
     front_trials,
     hypervolume_growth,
+    is_partial,
     knee_of,
     mean_estimate,
+    n_provisional,
     title_of,
 )
 
@@ -119,8 +121,13 @@ def _draw_pair(axes: Axes, history: History, x: Objective, y: Objective) -> Any:
         for t in history.scored()
         if not t.is_baseline and t.name not in {c.name for c in candidates}
     ]
-    points = _points(history, dominated, x, y)
+    whole = [t for t in dominated if not is_partial(history, t)]
+    points = _points(history, whole, x, y)
     axes.scatter(points[:, 0], points[:, 1], s=13, c=DOMINATED, linewidths=0, alpha=0.75, zorder=2)
+    partial = [t for t in dominated if is_partial(history, t)]
+    points = _points(history, partial, x, y)
+    hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": DOMINATED, "linewidths": 0.7}
+    axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.75, zorder=2, **hollow)
     if len(history.objectives) == 2 and front:
         _draw_staircase(axes, history, front, x, y)
     baselines = [t for t in baseline_trials(history) if t.search is not None]
@@ -197,16 +204,38 @@ def _draw_growth(axes: Axes, history: History) -> None:
     _dress(axes)
     growth = hypervolume_growth(history)
     if growth:
-        evaluations, volumes = np.array(growth).T
-        evaluations = np.append(evaluations, max(history.n_evaluations, evaluations[-1]))
-        volumes = np.append(volumes, volumes[-1])
-        axes.plot(evaluations, volumes, drawstyle="steps-post", color=CURVE, linewidth=1.8)
-        low, _ = axes.get_ylim()
-        axes.fill_between(evaluations, volumes, low, step="post", color=CURVE, alpha=0.08)
-        axes.set_ylim(bottom=low)
+        growth.append((max(history.n_evaluations, growth[-1][0]), growth[-1][1]))
+        # provisional volumes may fall: they are no part of the curve
+        n = n_provisional(history)
+        has_final = n < len(growth) - 1
+        provisional, final = (growth[:n], growth[n:]) if has_final else (growth, [])
+        if n:
+            evaluations, volumes = np.array(provisional).T
+            axes.plot(
+                evaluations,
+                volumes,
+                drawstyle="steps-post",
+                color=MUTED,
+                linewidth=1.2,
+                linestyle=":",
+            )
+        if final:
+            evaluations, volumes = np.array(final).T
+            marker = "o" if n else None
+            axes.plot(
+                evaluations,
+                volumes,
+                drawstyle="steps-post",
+                color=CURVE,
+                linewidth=1.8,
+                marker=marker,
+            )
+            low, _ = axes.get_ylim()
+            axes.fill_between(evaluations, volumes, low, step="post", color=CURVE, alpha=0.08)
+            axes.set_ylim(bottom=low)
         axes.annotate(
-            f"{volumes[-1]:.3g}",
-            (evaluations[-1], volumes[-1]),
+            f"{growth[-1][1]:.3g}" if has_final else f"{growth[-1][1]:.3g}, provisional",
+            growth[-1],
             xytext=(0, 5),
             textcoords="offset points",
             ha="right",
@@ -214,7 +243,8 @@ def _draw_growth(axes: Axes, history: History) -> None:
             **FONT,
         )
     axes.set_xlabel("evaluations", **FONT)
-    axes.set_title("hypervolume", loc="left", **FONT)
+    title = "hypervolume (dotted: provisional)" if n_provisional(history) else "hypervolume"
+    axes.set_title(title, loc="left", **FONT)
 
 
 def _draw_key(axes: Axes, marks: Any, history: History) -> None:
@@ -225,12 +255,17 @@ def _draw_key(axes: Axes, marks: Any, history: History) -> None:
     def mark(label: str, marker: str, colour: str, **options: Any) -> Line2D:
         return Line2D([], [], linestyle="none", marker=marker, color=colour, label=label, **options)
 
+    partial = []
+    if any(is_partial(history, t) for t in history.scored()):
+        label = "scored on a part of the items"
+        partial = [mark(label, "o", DOMINATED, markersize=3, markerfacecolor="none")]
     axes.legend(
         handles=[
             mark("front, ± standard error", "o", "#21918c", markersize=7),
             mark("its knee", "o", INK, markersize=11, markerfacecolor="none"),
             mark("baseline", "D", BASELINE, markersize=6),
             mark("dominated", "o", DOMINATED, markersize=4),
+            *partial,
         ],
         loc="upper left",
         borderaxespad=0,

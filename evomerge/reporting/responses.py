@@ -44,6 +44,7 @@ def write_responses(history: History, path: Path) -> int:
             ("response", pa.float64()),
         ]
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     make = parquet.ParquetWriter if path.suffix == ".parquet" else csv.CSVWriter
     n_rows = 0
@@ -62,10 +63,11 @@ def _batches(history: History, trial: Trial, schema: "pa.Schema") -> "Iterator[p
     for split in Split:
         for objective in history.objectives:
             answers = history.answers(trial.name, split, objective.name)
-            values = answers.values.reshape(len(answers.items), -1)
-            n, n_columns = values.shape
+            n = len(answers.items)
             if n == 0:
                 continue
+            values = answers.values.reshape(n, -1)
+            n_columns = values.shape[1]
             order = np.argsort(answers.items, kind="stable")
             rows = n * n_columns
             yield pa.record_batch(

@@ -108,15 +108,19 @@ def pick(history: History, prefer: Mapping[str, float] | None = None) -> Trial:
     return trials[preferred(losses, [prefer.get(name, 0.0) for name in names])]
 
 
-def front_rows(history: History) -> list[Row]:
-    """One row per trial of the current front, best mean first."""
+def front_rows(history: History, on_front: Mapping[str, float] | None = None) -> list[Row]:
+    """One row per trial of the current front, best mean first.
+
+    `on_front` holds probabilities of being on the front by trial (`conclusion.front_confidence`).
+    """
     knee_name = knee_of(history)
-    return [_row(t, history.objectives, t.name == knee_name) for t in front_trials(history)]
+    trials = front_trials(history)
+    return [_row(t, history.objectives, t.name == knee_name, on_front) for t in trials]
 
 
-def baseline_rows(history: History) -> list[Row]:
+def baseline_rows(history: History, on_front: Mapping[str, float] | None = None) -> list[Row]:
     """One row per baseline in the order asked; `search` is None while it has no scores."""
-    return [_row(t, history.objectives, False) for t in baseline_trials(history)]
+    return [_row(t, history.objectives, False, on_front) for t in baseline_trials(history)]
 
 
 def status_rows(history: History) -> list[Row]:
@@ -129,6 +133,15 @@ def status_rows(history: History) -> list[Row]:
         _fact("pending", len(history.pending)),
         _fact("failures", sum(failures.values())),
         *(_fact(f"failures: {kind}", n) for kind, n in sorted(failures.items())),
+        _fact("search items answered", history.n_item_answers),
+        _fact("share of full evaluation", share_of_full(history)),
+        _fact("reused evaluations", history.n_reused),
+        _fact("schedule", schedule_text(history)),
+        *_fidelity_facts(history),
+        *(
+            _fact(f"estimator, {use}", target)
+            for use, target in sorted(history.started.estimators.items())
+        ),
         _fact("front size", len(front.trials) if front else 0),
         _fact("hypervolume", front.hypervolume if front else None),
         *(
@@ -141,8 +154,61 @@ def status_rows(history: History) -> list[Row]:
     ]
 
 
+def share_of_full(history: History) -> float | None:
+    """Search items answered, of those that the same trials had answered without fidelity."""
+    pools = [history.started.n_items[names[0]][0] for names in history.started.fitness]
+    n_trials = sum(trial.rung > 0 for trial in history.trials.values())
+    return history.n_item_answers / (n_trials * sum(pools)) if n_trials else None
+
+
+def schedule_text(history: History) -> str:
+    """Who answers how many items, and why, in a line."""
+    started = history.started
+    if started.fidelity is None:
+        return f"every trial answers all search items ({started.fidelity_reason})"
+    plain = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in started.fidelity.items()
+    )
+    return f"{plain} ({started.fidelity_reason})"
+
+
+def estimators_text(history: History) -> str:
+    """Which estimators made the scores."""
+    used = history.started.estimators
+    text = f"final scores by {used['reporting']}"
+    if history.started.fidelity is not None:
+        text += f", ranking on a part of the items by {used['ranking']}"
+    return text
+
+
+def _fidelity_facts(history: History) -> list[Row]:
+    """Stage and promotions, where trials answer different numbers of items."""
+    if history.started.fidelity is None:
+        return []
+    promotions = history.promotions
+    return [
+        _fact("stage", stage_text(history)),
+        *(_fact(f"promotions: {why}", n) for why, n in sorted(promotions.items())),
+    ]
+
+
+def stage_text(history: History) -> str:
+    """`race`, `contest`, and whether the front is provisional."""
+    is_provisional = history.front is not None and history.front.is_provisional
+    return f"{history.stage}{', front provisional' if is_provisional else ''}"
+
+
+def is_partial(history: History, trial: Trial) -> bool:
+    """Whether a trial's search scores are from a part of the items."""
+    return trial.search is not None and not history.has_all_items(trial)
+
+
 def seconds_by_phase(history: History) -> dict[str, float]:
-    """Mean wall time of an evaluation in each phase, in seconds, in the order of the phases."""
+    """Mean wall time of a trial's search items in each phase, in seconds, in order of the phases.
+
+    All jobs of a trial count; trials whose answers were all known already do not.
+    """
     sums: dict[str, float] = {}
     counts: Counter[str] = Counter()
     for trial in history.trials.values():
@@ -150,6 +216,15 @@ def seconds_by_phase(history: History) -> dict[str, float]:
             sums[phase] = sums.get(phase, 0.0) + seconds
             counts[phase] += 1
     return {phase: total / counts[phase] for phase, total in sums.items()}
+
+
+def n_provisional(history: History) -> int:
+    """How many of `hypervolume_growth`, from its start, are of provisional fronts.
+
+    Scores from a part of the items move when more are answered, so their volume can fall.
+    """
+    of = [f.is_provisional for f in history.fronts]
+    return len(of) - of[::-1].index(True) if True in of else 0
 
 
 def hypervolume_growth(history: History) -> list[tuple[int, float]]:
@@ -168,28 +243,6 @@ def hypervolume_growth(history: History) -> list[tuple[int, float]]:
     return [(f.n_evaluations, measured(f)) for f in history.fronts]
 
 
-def optimism(
-    trials: Sequence[Trial], objective: Objective
-) -> tuple[float, float] | tuple[None, None]:
-    """How much better the search scores of some trials look than their held-out scores.
-
-    The mean of search minus held-out, oriented so that positive is optimistic, and its standard
-    error. All trials answer the same items, so their errors are taken as fully shared: the mean of
-    the single errors, not divided by the square root of their number.
-    """
-    gaps: list[float] = []
-    errors: list[float] = []
-    for trial in trials:
-        if trial.search is None or trial.held_out is None:
-            continue
-        search, held_out = trial.search[objective.name], trial.held_out[objective.name]
-        gaps.append(objective.loss(held_out.score) - objective.loss(search.score))
-        errors.append(math.hypot(search.standard_error, held_out.standard_error))
-    if not gaps:
-        return None, None
-    return sum(gaps) / len(gaps), sum(errors) / len(errors)
-
-
 def estimate_row(estimate: Estimate) -> Row:
     """An estimate as a plain row."""
     return {
@@ -199,7 +252,12 @@ def estimate_row(estimate: Estimate) -> Row:
     }
 
 
-def _row(trial: Trial, objectives: Sequence[Objective], is_knee: bool) -> Row:
+def _row(
+    trial: Trial,
+    objectives: Sequence[Objective],
+    is_knee: bool,
+    on_front: Mapping[str, float] | None,
+) -> Row:
     mean = {split: mean_estimate(trial, objectives, split) for split in Split}
     return {
         "trial": trial.name,
@@ -210,6 +268,8 @@ def _row(trial: Trial, objectives: Sequence[Objective], is_knee: bool) -> Row:
         "mean_standard_error": _error(mean[Split.SEARCH]),
         "held_out_mean": _score(mean[Split.HELD_OUT]),
         "held_out_mean_standard_error": _error(mean[Split.HELD_OUT]),
+        "on_front": None if on_front is None else on_front.get(trial.name),
+        "n_items": _n_items(mean[Split.SEARCH]),
         "knee": is_knee,
         "failure": None if trial.failure is None else trial.failure.kind,
     }
@@ -221,6 +281,10 @@ def _estimates_row(estimates: Mapping[str, Estimate] | None) -> Row | None:
 
 def _score(estimate: Estimate | None) -> float | None:
     return None if estimate is None else estimate.score
+
+
+def _n_items(estimate: Estimate | None) -> int | None:
+    return None if estimate is None else estimate.n_items
 
 
 def _error(estimate: Estimate | None) -> float | None:

@@ -8,6 +8,7 @@ from evomerge.config import read_config
 from evomerge.errors import EvomergeError, RunError
 from evomerge.export import RECIPE_FILE, export
 from evomerge.history import read_history
+from evomerge.reporting.rows import best_in_mean
 from evomerge.search import start
 
 
@@ -101,6 +102,6 @@ def test_a_model_that_scores_otherwise_is_refused(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "rescore", other)
     history = read_history(run)
-    best = max(history.scored(), key=lambda t: t.mean() or 0.0)
+    best = best_in_mean(history.scored(), history.objectives)
     with pytest.raises(RunError, match="scores as journaled, but"):
         export(run, best.name, tmp_path / "merged")

@@ -20,6 +20,7 @@ from transformers import (
 from evomerge.config import read_config
 from evomerge.datatypes import Split
 from evomerge.export import export
+from evomerge.reporting.rows import best_in_mean
 from evomerge.search import start
 from tests.support.any_model import Images, Sentences
 
@@ -100,10 +101,9 @@ def test_a_sequence_classifier_is_searched_and_exported(seeded, write_run, tmp_p
     held_out = history.trials["expert:trained"].held_out
     assert held_out is not None
     assert held_out["accuracy"].n_items == 24
-    best = max(
-        (trial for trial in history.scored(Split.SEARCH) if not trial.is_baseline),
-        key=lambda trial: trial.mean() or 0.0,
-    )
+    candidates = [trial for trial in history.scored(Split.SEARCH) if not trial.is_baseline]
+    best = best_in_mean(candidates, history.objectives)
+    assert best is not None
     done = export(tmp_path / "run", best.name, tmp_path / "merged")
     assert done.rescored is not None
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")

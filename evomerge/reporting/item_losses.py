@@ -1,0 +1,58 @@
+"""What trials answered item by item, as losses whose means compare trials on shared items."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from evomerge import loading
+from evomerge.config import JACKKNIFE
+from evomerge.datatypes import Answers, FloatArray, Objective, Split
+from evomerge.history import History, Trial
+
+
+def has_answered_all(history: History, trial: Trial, split: Split) -> bool:
+    """Whether a trial has scores from all items of a split."""
+    if split is Split.SEARCH:
+        return history.has_all_items(trial)
+    return trial.held_out is not None
+
+
+def item_losses(history: History, trials: Sequence[Trial], split: Split) -> list[FloatArray]:
+    """For each objective the `(n_trials, n_items)` losses of trials that answered all of a split.
+
+    In the order of the items, so that columns are shared. Their means are the losses (of
+    statistics that are no means: the jackknife's, Tukey 1958).
+    """
+    losses = []
+    for objective in history.objectives:
+        rows = [
+            _contributions(objective, history.answers(trial.name, split, objective.name))
+            for trial in trials
+        ]
+        losses.append(objective.loss(1.0) * np.stack(rows))
+    return losses
+
+
+def pools_of(history: History) -> list[int]:
+    """For each objective the number of its fitness: objectives of one fitness share their items."""
+    number = {name: i for i, names in enumerate(history.started.fitness) for name in names}
+    return [number[objective.name] for objective in history.objectives]
+
+
+def by_pool(losses: Sequence[FloatArray], pools: Sequence[int]) -> list[FloatArray]:
+    """For each pool the sum of its objectives' losses, item by item: errors of one item add up."""
+    sums: dict[int, FloatArray] = {}
+    for pool, matrix in zip(pools, losses, strict=True):
+        sums[pool] = sums[pool] + matrix if pool in sums else matrix
+    return list(sums.values())
+
+
+def _contributions(objective: Objective, answers: Answers) -> FloatArray:
+    """`(n_items,)` numbers whose mean is the score, in the order of the items."""
+    values = answers.values[np.argsort(answers.items)]
+    if objective.statistic.target in ("mean", "exact"):
+        return values.ravel()
+    statistic: Callable[[FloatArray], float] = loading.resolve(objective.statistic.target)
+    jackknife = loading.resolve(JACKKNIFE)
+    _, pseudo_values = jackknife(statistic, values.reshape(-1, objective.statistic.n_columns))
+    return np.asarray(pseudo_values, dtype=np.float64)
