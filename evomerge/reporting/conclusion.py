@@ -244,12 +244,12 @@ def verdict_of(history: History, chosen: Trial | None = None) -> Verdict:
             else "the run has no held-out items, and search items flatter what they chose"
         )
         return Verdict(f"no verdict{' yet' if may else ''}: {why}", chosen.name, rival.name)
-    mean, by_objective, is_gain = _compared(history, chosen, rival)
+    mean, by_objective, is_gain = compared(history, chosen, rival)
     sentence = _sentence(mean, title_of(rival), is_gain=is_gain)
     # A rival chosen on few items may be an easy one: the hardest is named beside it.
     hardest = best_in_mean(baselines, objectives, Split.HELD_OUT)
     if is_gain and hardest is not None and hardest.name not in (rival.name, chosen.name):
-        against, _, _ = _compared(history, chosen, hardest)
+        against, _, _ = compared(history, chosen, hardest)
         sentence += f" ({against.text()} over {title_of(hardest)}, best on held-out items)"
     if len(objectives) > 1 and not _has_common_scale(history):
         sentence += "; objectives differ in scale or direction, so read them one by one: "
@@ -260,7 +260,7 @@ def verdict_of(history: History, chosen: Trial | None = None) -> Verdict:
     return Verdict(sentence, chosen.name, rival.name, mean, by_objective, is_gain=is_gain)
 
 
-def _compared(
+def compared(
     history: History, chosen: Trial, rival: Trial
 ) -> tuple[Difference, dict[str, Difference], bool]:
     """By how much one is better on held-out items, in the mean and by objective; beyond noise?"""

@@ -23,7 +23,14 @@ from rich.text import Text
 
 from evomerge.datatypes import Split
 from evomerge.history import FrontChange, History, Trial
-from evomerge.reporting.rows import front_rows, mean_estimate, mean_loss
+from evomerge.reporting.rows import (
+    baseline_trials,
+    best_in_mean,
+    front_rows,
+    front_trials,
+    mean_estimate,
+    mean_loss,
+)
 from evomerge.reporting.terminal import front_table, score_text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -103,6 +110,8 @@ class SearchView:
             old is None
             or (self._front.trials, self._front.is_provisional) != (old.trials, old.is_provisional)
         )
+        if changed and history.started.fidelity is not None:
+            self._tally.take_front(history)
         if self._live is None:
             if changed:
                 self._print_line(history)
@@ -194,6 +203,14 @@ class _Tally:
     def n_failures(self) -> int:
         return len(self._failed)
 
+    def take_front(self, history: History) -> None:
+        """With fidelity, the best are those of the front: others may look good by luck."""
+        front = front_trials(history)
+        candidates = [trial for trial in front if not trial.is_baseline]
+        self.best_mean = best_in_mean(front, history.objectives)
+        self.best_candidate = best_in_mean(candidates, history.objectives)
+        self.best_baseline = best_in_mean(baseline_trials(history), history.objectives)
+
     def take(self, history: History) -> None:
         """Look at trials that are new or were open when they were last seen."""
         n_new = len(history.trials) - self._n_seen
@@ -207,7 +224,8 @@ class _Tally:
             if trial.failure is not None:
                 self._failed.add(name)
             elif trial.search is not None:
-                self._compare(trial, history)
+                if history.started.fidelity is None:
+                    self._compare(trial, history)
             else:
                 continue
             del self._open[name]

@@ -150,7 +150,8 @@ function frontTraces() {
         color: c.baseline,
         symbol: symbols(baselines, "diamond"),
         size: sizes(baselines, 10),
-        line: { color: c.card, width: 1 },
+        // the outline is all that there is of a hollow one
+        line: { color: baselines.map((t) => (isPartial(t) ? c.baseline : c.card)), width: baselines.map((t) => (isPartial(t) ? 1.5 : 1)) },
       },
     }),
     points(candidates, {
@@ -161,7 +162,7 @@ function frontTraces() {
         color: of(candidates),
         size: sizes(candidates, 12),
         symbol: symbols(candidates, "circle"),
-        line: { color: c.card, width: 1 },
+        line: candidates.some(isPartial) ? { width: 2 } : { color: c.card, width: 1 },
         colorbar: {
           title: { text: escaped(axisTitle(state.colour)), side: "right" },
           thickness: 10,
@@ -312,10 +313,10 @@ function drawOptimism() {
   const place = element("optimism-plots");
   if (!place) return;
   const both = report.trials.filter((t) => t.search && t.held_out);
+  // all places before the first drawing: a plot keeps the width that it is drawn with
   report.objectives.forEach((objective, i) => {
-    let plot = element(`optimism-${i}`);
-    if (!plot) {
-      plot = document.createElement("div");
+    if (!element(`optimism-${i}`)) {
+      const plot = document.createElement("div");
       plot.id = `optimism-${i}`;
       plot.className = "plot";
       plot.setAttribute("role", "img");
@@ -323,6 +324,9 @@ function drawOptimism() {
       place.append(plot);
       plot.dataset.fresh = "yes";
     }
+  });
+  report.objectives.forEach((objective, i) => {
+    const plot = element(`optimism-${i}`);
     const bars = (list, split) => ({
       type: "data", array: list.map((t) => t[split][i][1]), thickness: 1, width: 0, color: c.dominated,
     });

@@ -15,7 +15,7 @@ from typing import Any
 
 from evomerge.datatypes import Direction, Estimate, Recipe, Split
 from evomerge.history import History, Trial, estimates_of
-from evomerge.reporting.conclusion import conclude
+from evomerge.reporting.conclusion import Difference, compared, conclude
 from evomerge.reporting.rows import (
     Row,
     baseline_rows,
@@ -207,7 +207,9 @@ def _headline(history: History) -> list[Row]:
         ),
     ]
     scored = history.scored()
-    best = best_in_mean([t for t in scored if not t.is_baseline], history.objectives)
+    # of the front only: a merge that answered few items may look better by luck
+    candidates = [t for t in front_trials(history) if not t.is_baseline]
+    best = best_in_mean(candidates, history.objectives)
     if best is None:
         return figures
     split = Split.SEARCH if best.held_out is None else Split.HELD_OUT
@@ -232,14 +234,18 @@ def _headline(history: History) -> list[Row]:
         if rival is None or estimates_of(rival, split) is None:
             continue
         theirs = _mean(rival, history, split)
-        lead = mean.score - theirs.score
-        error = hypot(mean.standard_error, theirs.standard_error)
+        if split is Split.HELD_OUT:
+            difference, _, _ = compared(history, best, rival)
+        else:  # they may have answered different items
+            losses = history.losses([rival, best]).mean(axis=1)
+            error = hypot(mean.standard_error, theirs.standard_error)
+            difference = Difference(float(losses[0] - losses[1]), error)
         figures.append(
             _figure(
                 f"Against {label}",
-                f"{lead:+.3f}",
+                f"{difference.value:+.3f}",
                 f"{title_of(rival)}: {_score_text(theirs)}",
-                f"±{error:.3f}",
+                f"±{difference.standard_error:.3f}",
             )
         )
     return figures

@@ -168,17 +168,19 @@ def _draw_pair(axes: Axes, history: History, x: Objective, y: Objective) -> Any:
             linewidths=1.3,
             zorder=6,
         )
-    points = _points(history, baselines, x, y)
-    axes.scatter(
-        points[:, 0],
-        points[:, 1],
-        s=42,
-        c=BASELINE,
-        marker="D",
-        edgecolors="white",
-        linewidths=0.8,
-        zorder=4,
-    )
+    for is_hollow in (False, True):
+        of = [t for t in baselines if is_partial(history, t) is is_hollow]
+        points = _points(history, of, x, y)
+        axes.scatter(
+            points[:, 0],
+            points[:, 1],
+            s=28 if is_hollow else 42,
+            c="white" if is_hollow else BASELINE,
+            marker="D",
+            edgecolors=BASELINE if is_hollow else "white",
+            linewidths=1.1 if is_hollow else 0.8,
+            zorder=4,
+        )
     axes.margins(0.09)
     axes.set_xlabel("evaluations" if x is y else _axis_title(x), **FONT)
     axes.set_ylabel(_axis_title(y), **FONT)
@@ -257,7 +259,7 @@ def _draw_key(axes: Axes, marks: Any, history: History) -> None:
 
     partial = []
     if any(is_partial(history, t) for t in history.scored()):
-        label = "scored on a part of the items"
+        label = "hollow: on a part of the items"
         partial = [mark(label, "o", DOMINATED, markersize=3, markerfacecolor="none")]
     axes.legend(
         handles=[

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from evomerge.fidelity import Schedule
 from evomerge.history import FrontChange, History, history_of
 from evomerge.reporting.live import SearchView, sparkline
-from evomerge.reporting.rows import best_in_mean, mean_estimate
+from evomerge.reporting.rows import best_in_mean, front_trials, mean_estimate
 
 
 def replay(events: list[Any], *, terminal: bool) -> tuple[str, History, float]:
@@ -65,6 +66,25 @@ def test_a_resumed_search_is_shown_as_if_watched_from_the_start(synthetic: Any) 
         return text[text.rindex("hypervolume") :].replace("\x1b[?25h", "").strip()
 
     assert summary(screen.getvalue()) == summary(watched)
+
+
+def test_a_search_with_fidelity_shows_its_stage_and_what_is_provisional(synthetic: Any) -> None:
+    problem = synthetic(schedule=Schedule(first=16, growth=3.0, keep=0.4), finish=False)
+    events = problem.events()
+    last_promotion = max(i for i, e in enumerate(events) if e.get("why") == "race")
+    screen, _, _ = replay(events[:last_promotion], terminal=True)
+    assert "provisional front" in screen
+    assert "stage race" in screen
+    screen, history, _ = replay(events, terminal=True)
+    last = screen[screen.rindex("evaluations") :]
+    assert "stage contest" in last
+    assert "provisional" not in last
+    # the best are of the final front, not lucky ones that answered few items
+    best = best_in_mean(front_trials(history), history.objectives)
+    assert f"({best.name})" in last[last.index("best mean") :]
+    log, _, _ = replay(events, terminal=False)
+    kinds = ["provisional front of" in line for line in log.splitlines()]
+    assert kinds == [front.is_provisional for front in history.fronts]
 
 
 @pytest.mark.slow

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from evomerge.datatypes import Recipe
 from evomerge.errors import JournalError
+from evomerge.fidelity import Schedule
 from evomerge.history import history_of
+from evomerge.reporting.conclusion import conclude
 from evomerge.reporting.page import write_page
+from evomerge.reporting.rows import n_provisional
 
 
 def report_of(html: str) -> dict[str, Any]:
@@ -80,3 +84,18 @@ def test_page_of_a_run_that_has_just_begun(synthetic: Any, tmp_path: Path, n_eve
     history = history_of(problem.events()[:n_events])
     html = write_page(history, problem.decode, tmp_path / "report.html").read_text()
     assert "no-held-out" in html
+
+
+def test_page_tells_fidelity_verdict_and_confidence(
+    run_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    problem, history = run_of(schedule=Schedule(first=16, growth=3.0, keep=0.4))
+    html = write_page(history, problem.decode, tmp_path / "report.html").read_text()
+    found = conclude(history)
+    assert escape(found.verdict.sentence) in html
+    assert found.confidence.caption in html
+    assert f"Search items answered: {history.n_item_answers:,}" in html
+    report = report_of(html)
+    partial = {t["name"] for t in report["trials"] if t["partial"]}
+    assert partial == {t.name for t in history.scored() if not history.has_all_items(t)}
+    assert report["n_provisional"] == n_provisional(history) > 0

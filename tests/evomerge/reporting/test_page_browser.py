@@ -16,9 +16,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from evomerge.fidelity import Schedule
 from evomerge.history import history_of
 from evomerge.reporting.page import write_page
-from evomerge.reporting.rows import front_trials, title_of
+from evomerge.reporting.rows import front_trials, is_partial, n_provisional, title_of
 from evomerge.reporting.terminal import score_text
 
 pytestmark = pytest.mark.browser
@@ -258,6 +259,40 @@ def test_one_objective_is_drawn_over_the_run(
     open_page(browser, write_page(history, problem.decode, tmp_path / "report.html"))
     label = browser.find_element(By.CSS_SELECTOR, "#front-plot .xtitle").text
     assert label == "generation"
+    assert browser.get_log("browser") == []
+
+
+def test_scores_from_a_part_of_the_items_are_hollow_and_the_final_volume_stands_apart(
+    browser: WebDriver, run_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    schedule = Schedule(first=16, growth=3.0, keep=0.4)
+    problem, history = run_of(schedule=schedule, n_items=(400, 400))
+    open_page(browser, write_page(history, problem.decode, tmp_path / "report.html"))
+    drawn = browser.execute_script(
+        "return document.getElementById('front-plot').data.slice(0, 4).filter(t => t.customdata)"
+        ".flatMap(t => t.customdata.map((n, i) => [n, t.marker.symbol[i], t.text[i]]))"
+    )
+    assert {name for name, symbol, _ in drawn if symbol.endswith("-open")} == {
+        t.name for t in history.scored() if is_partial(history, t)
+    }
+    hover = next(text for name, _, text in drawn if name == "base")
+    assert "a part of the search items: 48, 48, 48" in hover
+    growth = browser.execute_script(
+        "return document.getElementById('growth-plot').data.map(t => [t.name, t.y])"
+    )
+    volumes = [front.hypervolume for front in history.fronts]
+    n = n_provisional(history)
+    assert growth[0] == ["provisional", volumes[:n]]
+    assert set(growth[1][1]) == set(volumes[n:])
+    remark = browser.find_element(By.ID, "growth-remark").text
+    assert "Final, on all items" in remark
+    assert browser.find_element(By.ID, "verdict").text.startswith("gain over the best baseline")
+    # side by side, none over another
+    boxes = [
+        plot.rect for plot in browser.find_elements(By.CSS_SELECTOR, "#optimism-plots .main-svg")
+    ]
+    place = browser.find_element(By.ID, "optimism-plots").rect
+    assert max(box["width"] for box in boxes) < 0.4 * place["width"]
     assert browser.get_log("browser") == []
 
 

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from evomerge.datatypes import Direction, Estimate, Objective, Split
 from evomerge.errors import ConfigError, RunError
+from evomerge.fidelity import Schedule
 from evomerge.history import Trial, history_of
 from evomerge.pareto import hypervolume
+from evomerge.reporting.conclusion import conclude
 from evomerge.reporting.rows import hypervolume_growth, mean_estimate
 from evomerge.reporting.terminal import (
     baseline_rows,
@@ -23,6 +25,7 @@ from evomerge.reporting.terminal import (
     front_rows,
     front_table,
     pick,
+    result_tables,
     score_text,
     status_rows,
     status_table,
@@ -175,3 +178,21 @@ def test_a_long_front_shows_its_best_rows_and_says_so(run_of: Runs) -> None:
     assert table.row_count == 3
     assert f"({len(rows)} trials" in str(table.title)
     assert "best 3 in mean" in str(table.title)
+
+
+def test_results_end_with_a_verdict_and_say_how_sure_the_front_is(run_of: Runs) -> None:
+    _, history = run_of(schedule=Schedule(first=16, growth=3.0, keep=0.4), n_items=(400, 400))
+    conclusion = conclude(history)
+    parts = result_tables(history, conclusion)
+    assert str(parts[-1]) == conclusion.verdict.sentence
+    text = "".join(shown(part) for part in parts)
+    probabilities = conclusion.confidence.probabilities
+    for row in front_rows(history, probabilities):
+        assert row["on_front"] == probabilities[row["trial"]]
+        assert f"{100 * row['on_front']:.0f} %" in text
+    assert conclusion.confidence.caption in text
+    assert "ranking on a part of the items by fitness.estimators:MeanEstimator" in text
+    assert "Optimism of selection" in text
+    # baselines answered different numbers of items, so these are shown
+    assert {row["n_items"] for row in baseline_rows(history)} >= {3 * 48}
+    assert " items" in shown(parts[3])
