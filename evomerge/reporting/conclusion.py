@@ -63,7 +63,7 @@ class FrontConfidence:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A number with its standard error, None where nothing can be said about it."""
+    """A number with its standard error; 0 for one that is exact."""
 
     value: float
     standard_error: float
@@ -136,9 +136,9 @@ def front_confidence(history: History) -> FrontConfidence | None:
     held_out = history.scored(Split.HELD_OUT)
     if any(not t.is_baseline for t in held_out) and not history.front.is_provisional:
         return _bootstrap(history, held_out, Split.HELD_OUT)
-    front = front_trials(history)
-    chosen = {t.name: t for t in [*front, *history.scored()] if t.is_baseline or t in front}
-    others = [t for t in history.scored() if t.name not in chosen]
+    scored = history.scored()
+    chosen = {t.name: t for t in [*front_trials(history), *(t for t in scored if t.is_baseline)]}
+    others = [t for t in scored if t.name not in chosen]
     others.sort(key=lambda t: mean_loss(t, history.objectives))
     trials = [*chosen.values(), *others[:MOST_COMPARED]]
     if all(history.has_all_items(t) for t in trials):

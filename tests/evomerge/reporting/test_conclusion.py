@@ -1,13 +1,16 @@
 """What a report claims: probabilities of the front, optimism, and the verdict."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evomerge.datatypes import Direction, Objective, Split
+from evomerge.datatypes import Direction, Objective, Split, Statistic
 from evomerge.fidelity import Schedule
 from evomerge.history import history_of
 from evomerge.reporting.conclusion import conclude, front_confidence, optimism_rows, verdict_of
@@ -178,3 +181,49 @@ def test_provisional_fronts_are_told_from_the_final_one(run_of: Runs) -> None:
     _, full = run_of()
     assert n_provisional(full) == 0
     assert share_of_full(full) == 1.0
+
+
+def test_objectives_of_one_fitness_err_together(synthetic: Any) -> None:
+    """Two objectives that are the same answers are no better known than one."""
+    events = synthetic(n_layers=1).events()
+    started = events[0]
+    started["fitness"] = [["math", "code", "chat"]]
+    for event in events:
+        if event["event"] == "told":
+            event["responses"] = dict.fromkeys(event["responses"], event["responses"]["math"])
+    history = history_of(events)
+    verdict = verdict_of(history, history.trials["0"])
+    if verdict.difference is None:  # the trial is no finalist
+        verdict = verdict_of(history, next(t for t in front_trials(history) if not t.is_baseline))
+    assert verdict.difference.value == pytest.approx(verdict.by_objective["math"].value)
+    error = verdict.by_objective["math"].standard_error
+    assert verdict.difference.standard_error == pytest.approx(error)
+
+
+def test_exact_objectives_have_no_error(run_of: Runs) -> None:
+    exact = Objective("math", statistic=Statistic("exact"))
+    _, history = run_of(objectives=(exact,), n_items=(1, 1), n_evaluations=20)
+    verdict = verdict_of(history, next(t for t in history.scored(Split.HELD_OUT)))
+    assert verdict.difference.standard_error == 0.0
+    assert verdict.difference.text().endswith("(exact)")
+    assert set(front_confidence(history).probabilities.values()) <= {0.0, 1.0}
+
+
+def test_concluding_a_run_loads_nothing_heavy(run_of: Runs, tmp_path: Path) -> None:
+    run_of()
+    (run,) = tmp_path.glob("run-*")
+    code = """
+import sys
+from evomerge.cli import app
+try:
+    app(["front", sys.argv[1]])
+except SystemExit:
+    pass
+heavy = "torch transformers ray optuna pymoo lm_eval plotly matplotlib jinja2 scipy pyarrow"
+print("LOADED", *(name for name in heavy.split() if name in sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True
+    )
+    assert "Optimism of selection" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"]
