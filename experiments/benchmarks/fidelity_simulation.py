@@ -1,32 +1,38 @@
 """Which share of the items a search needs: the simulation behind the defaults of `fidelity`.
 
-    python experiments/benchmarks/fidelity_simulation.py [--quick] [--instances N] [--minutes M]
+    python experiments/benchmarks/fidelity_simulation.py [--all] [--start N] [--instances N]
 
 Four tasks of 500 search items each in 24 dimensions. Model x is right on item j of task o iff
 1.2 - q_o(x) + 0.6 sqrt(2) cos(w_j x + u_j) > b_j, with q_o a rotated quadratic (axes from 1 to
 10^-1.5) around the task's optimum, mean 3 over uniform points, w_j ~ N(0, 4), u_j ~ U(0, 2 pi),
 b_j ~ N(0, 2.25): smooth answers of each item, so that items can be overfitted. Truth is the
 accuracy on 4 x 5000 items that no search sees. 300 candidates of CMA-ES on the mean or of NSGA-II,
-12 baselines on all items. The result is chosen by answers to search items alone.
+and 12 baselines, which are the first cohort. The result is chosen by answers to search items alone.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.datatypes import Candidate, Dimension, FloatArray, Problem
 from evomerge.fidelity import Schedule, item_order, most_promising, promote
 from evomerge.pareto import hypervolume, non_dominated
-from evomerge.samplers.cma_es import CmaEsSampler
+from evomerge.samplers.cma_es import CmaEsSampler, default_population
 from evomerge.samplers.nsga2 import Nsga2Sampler
 
 N_DIMENSIONS, N_TASKS, N_SEARCH, N_TRUTH = 24, 4, 500, 5000
-N_CANDIDATES, N_BASELINES, COHORT = 300, 12, 16
+N_CANDIDATES, N_BASELINES = 300, 12
+N_ALL = N_BASELINES + N_CANDIDATES
 EQUAL = np.ones(N_TASKS) / N_TASKS
+FIXED = 1000
+"""Cohorts: more than any run has."""
+
+LATEST = 4
+"""Generations that `entrants="latest"` lets into the contest."""
 
 
 class Landscape:
@@ -79,36 +85,36 @@ class Landscape:
 class Variant:
     """How a search spends its items. No `schedule` is full evaluation.
 
-    `subset`: `fresh` for each cohort, `fixed` for the run, `own` for each candidate.
+    Args:
+        name: In the table.
+        schedule: The engine's.
+        kept: So many cohorts one after another answer the same items; `FIXED` is all.
+        ramp: The race's rungs grow over the run, from `1 - ramp` to `1 + ramp` times their items.
+        population: Times the sampler's default.
+        entrants: To the contest: `all`, only the `latest` generations, or first all `means` of
+            CMA-ES's generations and then others.
+        is_linked: Who was left on an early rung is scored as if the next rung's items had been as
+            much harder for him as they were for those who answered them.
+        is_shrunk: Estimates are shrunk towards the mean of their generation.
+        with_contest: False: the best on the race's last rung is the result.
     """
 
     name: str
     schedule: Schedule | None = None
-    subset: str = "fresh"
-    corrected: bool = True
-    stratified: bool = False
-    shrink: bool = False
-    doubt: float = 0.0
+    kept: int = 1
+    ramp: float = 0.0
+    population: float = 1.0
+    entrants: str = "all"
+    is_linked: bool = False
+    is_shrunk: bool = False
     with_contest: bool = True
 
 
-def stratified_order(
-    difficulty: FloatArray, seed: int, cohort: int, task: int
-) -> NDArray[np.int64]:
-    """A permutation whose prefixes spread over the difficulty: van der Corput, random start."""
-    rng = np.random.default_rng([seed, 0x57, cohort, task])
-    n = len(difficulty)
-    by_difficulty = np.lexsort((rng.uniform(size=n), difficulty))
-    bits = int(np.ceil(np.log2(n)))
-    reverse = np.array([int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits)])
-    return by_difficulty[(reverse[reverse < n] + rng.integers(n)) % n]
-
-
 class Run:
-    """One search: the driver's rules on arrays."""
+    """One search: the driver's rules on arrays. Baselines are the first rows."""
 
     def __init__(self, land: Landscape, variant: Variant, sampler: str, seed: int) -> None:
-        """Make the sampler and answer the baselines."""
+        """Make the sampler and the baselines' cohort."""
         self.land, self.v, self.seed = land, variant, seed
         problem = Problem(
             dimensions=tuple(Dimension(f"x{i}") for i in range(N_DIMENSIONS)),
@@ -117,192 +123,312 @@ class Run:
             budget=N_CANDIDATES,
         )
         self.weights = EQUAL if sampler == "cma_es" else None
-        self.sampler = (
-            CmaEsSampler(problem, seed=seed, weights=EQUAL.tolist())
-            if sampler == "cma_es"
-            else Nsga2Sampler(problem, seed=seed)
-        )
-        self.known = land.losses(land.baselines)
-        self.difficulty = self.known.mean(axis=0)  # (n_tasks, N_SEARCH)
-        self.x = np.empty((N_CANDIDATES, N_DIMENSIONS))
-        self.answers = np.empty((N_CANDIDATES, N_TASKS, N_SEARCH))
-        self.rung = np.zeros(N_CANDIDATES, dtype=int)
-        self.order: dict[int, NDArray[np.int64]] = {}
+        self.sampler: CmaEsSampler | Nsga2Sampler
+        if sampler == "cma_es":
+            population = round(variant.population * default_population(N_DIMENSIONS, N_CANDIDATES))
+            self.sampler = CmaEsSampler(
+                problem, seed=seed, weights=EQUAL.tolist(), population=population
+            )
+        else:
+            self.sampler = Nsga2Sampler(problem, seed=seed)
+        self.x = np.empty((N_ALL, N_DIMENSIONS))
+        self.answers = np.empty((N_ALL, N_TASKS, N_SEARCH))
+        self.items = np.empty((N_ALL, N_TASKS, N_SEARCH), dtype=np.int64)
+        self.cohort = np.zeros(N_ALL, dtype=int)
+        self.rung = np.zeros(N_ALL, dtype=int)
+        self.shift = np.zeros((N_ALL, N_TASKS))
+        self.means: list[int] = []
         schedule = variant.schedule
         self.counts = schedule.counts(N_SEARCH) if schedule else (N_SEARCH,)
         self.last = len(self.counts) - 1
+        self.n_race = min(schedule.race, self.last) if schedule else 0
+        self._counts_of: list[tuple[int, ...]] = []
+        self._open(land.baselines, 0)
+        self.rung[:N_BASELINES] = self.n_race
 
-    def orders(self, key: int) -> NDArray[np.int64]:
-        """`(n_tasks, N_SEARCH)`: the order of items of one cohort."""
-        if self.v.stratified:
-            rows = [stratified_order(self.difficulty[t], self.seed, key, t) for t in range(N_TASKS)]
-        else:
-            rows = [item_order(N_SEARCH, self.seed, key, t) for t in range(N_TASKS)]
-        return np.stack(rows)
+    def _open(self, x: FloatArray, start: int) -> list[int]:
+        """A cohort's candidates, items, and rungs."""
+        rows = list(range(start, start + len(x)))
+        cohort = len(self._counts_of)
+        self.x[rows], self.answers[rows], self.cohort[rows] = x, self.land.losses(x), cohort
+        key = cohort // self.v.kept
+        orders = [item_order(N_SEARCH, self.seed, key, task) for task in range(N_TASKS)]
+        self.items[rows] = np.stack(orders)
+        share = max(0, start - N_BASELINES) / N_CANDIDATES if cohort else 0.5
+        factor = 1 - self.v.ramp + 2 * self.v.ramp * share
+        self._counts_of.append(
+            tuple(
+                max(1, round(n * factor)) if rung <= self.n_race and n < N_SEARCH else n
+                for rung, n in enumerate(self.counts)
+            )
+        )
+        return rows
+
+    def n_answered(self, row: int) -> int:
+        """Items of each task that a candidate has answered."""
+        return self._counts_of[int(self.cohort[row])][int(self.rung[row])]
 
     def seen(self, row: int) -> FloatArray:
         """`(n_tasks, n)` losses of a candidate on what it has answered."""
-        items = self.order[row][:, : self.counts[self.rung[row]]]
+        items = self.items[row][:, : self.n_answered(row)]
         return np.take_along_axis(self.answers[row], items, axis=1)
 
     def estimate(self, row: int) -> tuple[FloatArray, FloatArray]:
-        """Losses `(n_tasks,)` and standard errors, difference-corrected if asked for."""
-        items = self.order[row][:, : self.counts[self.rung[row]]]
-        y = np.take_along_axis(self.answers[row], items, axis=1)
+        """Mean losses `(n_tasks,)` and standard errors."""
+        y = self.seen(row)
         n = y.shape[1]
-        if n == N_SEARCH or not self.v.corrected:
-            return y.mean(axis=1), y.std(axis=1, ddof=1) / np.sqrt(n)
-        rest = y - np.take_along_axis(self.difficulty, items, axis=1)
-        mean = self.difficulty.mean(axis=1) + rest.mean(axis=1)
-        return mean, rest.std(axis=1, ddof=1) / np.sqrt(n) * np.sqrt(1 - n / N_SEARCH)
+        return y.mean(axis=1) + self.shift[row], y.std(axis=1, ddof=1) / np.sqrt(n)
+
+    def estimates(self, rows: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+        """`(n, n_tasks)` losses and errors, shrunk towards each generation's mean if asked for."""
+        pairs = [self.estimate(row) for row in rows]
+        m, s = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+        if not self.v.is_shrunk:
+            return m, s
+        for cohort in np.unique(self.cohort[rows]):
+            of = self.cohort[rows] == cohort
+            centre = m[of].mean(axis=0)
+            prior = np.maximum(m[of].var(axis=0) - (s[of] ** 2).mean(axis=0), 1e-4)
+            share = prior / (prior + s[of] ** 2)
+            m[of], s[of] = centre + share * (m[of] - centre), s[of] * np.sqrt(share)
+        return m, s
 
     def promising(self, rows: Sequence[int], n: int) -> list[int]:
         """Who is worth more items."""
-        if not rows:
+        if not rows or n <= 0:
             return []
-        pairs = [self.estimate(row) for row in rows]
-        m, s = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
-        if self.v.shrink:
-            prior = np.maximum(m.var(axis=0) - (s**2).mean(axis=0), 1e-6)
-            share = prior / (prior + s**2)
-            m = m.mean(axis=0) + share * (m - m.mean(axis=0))
-            s = s * np.sqrt(share)
-        return [rows[i] for i in most_promising(m, s, self.weights, n)]
+        return [rows[i] for i in most_promising(*self.estimates(rows), self.weights, n)]
 
     def search(self) -> None:
-        """Ask, race, tell, sharpen; then the contest."""
-        n, cohort, size = 0, 0, self.sampler.generation_size or COHORT
-        while n < N_CANDIDATES:
+        """Ask, race, tell; then the contest."""
+        n = N_BASELINES
+        while n < N_ALL:
             asked: list[Candidate] = []
-            while len(asked) < size and n + len(asked) < N_CANDIDATES:
+            size = self.sampler.generation_size
+            while len(asked) < size and n + len(asked) < N_ALL:
                 candidate = self.sampler.ask()
                 if candidate is None:
                     break
                 asked.append(candidate)
-            rows = list(range(n, n + len(asked)))
-            self.x[rows] = [c.u for c in asked]
-            self.answers[rows] = self.land.losses(self.x[rows])
-            for row in rows:
-                key = {"fresh": cohort, "fixed": 0, "own": 10_000 + row}[self.v.subset]
-                self.order[row] = self.orders(key)
-            schedule, at = self.v.schedule, rows
-            if schedule is not None:
-                for rung in range(min(schedule.race, self.last)):
-                    seen = np.stack([self.seen(row) for row in at])
-                    losses = [seen[:, t] for t in range(N_TASKS)]
-                    places = schedule.n_promoted(len(at))
-                    at = [at[i] for i in promote(losses, self.weights, places, self.v.doubt)]
-                    self.rung[at] = rung + 1
-            for candidate, row in zip(asked, rows, strict=True):
-                self.sampler.tell(candidate, self.estimate(row)[0].tolist())
-            n, cohort = n + len(rows), cohort + 1
-            if schedule is not None and schedule.sharpen and n < N_CANDIDATES:
-                lacking = [row for row in range(n) if self.rung[row] < self.last]
-                for row in self.promising(lacking, schedule.sharpen):
-                    self.rung[row] += 1
+            if self.weights is not None and n > N_BASELINES:
+                self.means.append(n)
+            rows = self._open(np.array([c.u for c in asked]), n)
+            self.race(rows)
+            for candidate, losses in zip(asked, self.estimates(rows)[0].tolist(), strict=True):
+                self.sampler.tell(candidate, losses)
+            n += len(rows)
         if self.v.schedule is not None and self.v.with_contest:
             self.contest(self.v.schedule)
 
+    def race(self, rows: Sequence[int]) -> None:
+        """The better ones of a cohort answer more."""
+        at, schedule = list(rows), self.v.schedule
+        for rung in range(self.n_race):
+            assert schedule is not None  # without one there is a single rung
+            seen = np.stack([self.seen(row) for row in at])
+            losses = [seen[:, t] for t in range(N_TASKS)]
+            places = schedule.n_promoted(len(at))
+            on = [at[i] for i in promote(losses, self.weights, places, schedule.doubt)]
+            self.rung[on] = rung + 1
+            if self.v.is_linked:
+                before = seen[[at.index(row) for row in on]].mean(axis=(0, 2))
+                harder = np.mean([self.seen(row).mean(axis=1) for row in on], axis=0) - before
+                self.shift[[row for row in rows if row not in on]] += harder
+            at = on
+
     def contest(self, schedule: Schedule) -> None:
         """The most promising trials of the run, rung by rung, up to all items."""
-        among = self.promising(list(range(N_CANDIDATES)), schedule.contest)
+        among, entered = list(range(N_ALL)), schedule.n_entering(N_ALL, is_first=True)
+        if self.v.entrants == "latest":
+            newest = self.cohort.max() - LATEST
+            among = [row for row in among if self.cohort[row] in (0, *range(newest + 1, 99))]
+        chosen = self.means[-entered:] if self.v.entrants == "means" else []
+        others = [row for row in among if row not in chosen]
+        among = sorted([*chosen, *self.promising(others, entered - len(chosen))])
+        self.shift[:] = 0
         while lacking := [row for row in among if self.rung[row] < self.last]:
             rung = 1 + min(self.rung[row] for row in lacking)
-            for row in among:
-                self.rung[row] = max(self.rung[row], rung)
+            self.rung[among] = np.maximum(self.rung[among], rung)
             if rung < self.last:
-                among = self.promising(among, schedule.n_promoted(len(among)))
+                among = self.promising(among, schedule.n_entering(len(among), is_first=False))
 
     def result(self) -> tuple[float, float]:
         """True quality of what was chosen (mean accuracy, or hypervolume), and share of items."""
-        enough = self.last if self.v.with_contest else self.rung.max()
-        rows = [row for row in range(N_CANDIDATES) if self.rung[row] >= enough]
-        estimates = np.stack([self.estimate(row)[0] for row in rows])
-        estimates = np.vstack([estimates, self.known.mean(axis=2)])
-        points = np.vstack([self.x[rows], self.land.baselines])
+        enough = self.last if self.v.with_contest else self.n_race
+        rows = [row for row in range(N_ALL) if self.rung[row] >= enough]
+        estimates, points = self.estimates(rows)[0], self.x[rows]
         if self.weights is not None:
             best = points[np.argmin(estimates @ self.weights)]
             quality = 1 - float(self.land.truth(best[None]).mean())
         else:
             front = points[non_dominated(estimates)]
             quality = hypervolume(self.land.truth(front), np.full(N_TASKS, 0.7)) ** (1 / N_TASKS)
-        answered = sum(self.counts[r] for r in self.rung) + N_BASELINES * N_SEARCH
-        return quality, answered / (N_CANDIDATES * N_SEARCH)
+        answered = sum(self.n_answered(row) for row in range(N_ALL))
+        return quality, answered / (N_ALL * N_SEARCH)
 
 
 def schedule(
-    first: int,
+    first: int = 24,
     growth: float = 2.0,
     keep: float = 0.5,
     race: int = 1,
-    sharpen: int = 0,
-    contest: int = 8,
+    contest: int = 16,
+    finalists: int = 8,
+    doubt: float = 0.01,
 ) -> Schedule:
-    """A schedule with the options that vary most first; no sharpening unless asked for."""
-    return Schedule(first, growth, keep, race, sharpen, contest)
+    """A schedule, by default the engine's for these tasks."""
+    return Schedule(first, growth, keep, race, 0, contest, finalists, doubt=doubt)
 
 
-VARIANTS = [
-    Variant("full evaluation"),
-    Variant("fixed subset 24", schedule(24, race=0), subset="fixed"),
-    Variant("own subset 24, uncorrected", schedule(24, race=0), subset="own", corrected=False),
-    Variant("fresh 24", schedule(24, race=0)),
-    Variant("fresh 24, no contest", schedule(24, race=0), with_contest=False),
-    Variant("fresh 24, uncorrected", schedule(24, race=0), corrected=False),
-    Variant("fresh 24, stratified", schedule(24, race=0), stratified=True),
-    Variant("fresh 24, contest 16", schedule(24, race=0, contest=16)),
-    Variant("fresh 24, contest 24", schedule(24, race=0, contest=24)),
-    Variant("fresh 24, contest 24, shrunk", schedule(24, race=0, contest=24), shrink=True),
-    Variant("fresh 24, contest 16, sharpen 1", schedule(24, race=0, contest=16, sharpen=1)),
-    Variant("fresh 24, contest 16, sharpen 2", schedule(24, race=0, contest=16, sharpen=2)),
-    Variant("race 16, contest 16", schedule(16, race=1, contest=16)),
-    Variant("race 16, no contest", schedule(16, race=1), with_contest=False),
-    Variant("race 16, contest 16, sharpen 1", schedule(16, contest=16, sharpen=1)),
-    Variant("race 16, contest 16, doubt .02", schedule(16, contest=16), doubt=0.02),
-    Variant("race 12 x 3, keep 1/3", schedule(12, 3.0, 0.34, race=1, contest=16)),
-    Variant("race 8 twice", schedule(8, race=2, contest=16)),
-    Variant("fresh 12, contest 10, keep 1", schedule(12, keep=1.0, race=0, contest=10)),
-    Variant("fresh 16, contest 24, keep .7", schedule(16, keep=0.7, race=0, contest=24)),
-]
-QUICK = {"full evaluation", "fixed subset 24", "fresh 24, contest 16", "race 16, contest 16"}
+FULL = Variant("full evaluation")
+DEFAULT = Variant("default", schedule())
+TELLING = {
+    "cma_es": [
+        FULL,
+        DEFAULT,
+        Variant("first 26", schedule(26)),
+        Variant("contest 8, finalists 4, first 26", schedule(26, contest=8, finalists=4)),
+        Variant("finalists 2, first 28", schedule(28, finalists=2)),
+        Variant("race 0, first 36", schedule(36, race=0)),
+        Variant("growth 3, first 18", schedule(18, growth=3.0)),
+        Variant("ramp .67", schedule(), ramp=0.67),
+        Variant("ramp .67, first 28", schedule(28), ramp=0.67),
+        Variant("linked", schedule(), is_linked=True),
+        Variant("fixed items", schedule(), kept=FIXED),
+        Variant("no contest, first 28", schedule(28), with_contest=False),
+    ],
+    "nsga2": [
+        FULL,
+        DEFAULT,
+        Variant("finalists 16, first 18", schedule(18, finalists=16)),
+        Variant("contest 32, first 22", schedule(22, contest=32)),
+        Variant("race 0, first 36", schedule(36, race=0)),
+        Variant("fixed items", schedule(), kept=FIXED),
+        Variant("fixed items, race 0, first 36", schedule(36, race=0), kept=FIXED),
+        Variant("fixed items, no contest, first 30", schedule(30), kept=FIXED, with_contest=False),
+    ],
+}
+REST = {
+    "cma_es": [
+        Variant("contest 24", schedule(contest=24)),
+        Variant("finalists 10", schedule(finalists=10)),
+        Variant("finalists 12, first 22", schedule(22, finalists=12)),
+        Variant("finalists 16, first 18", schedule(18, finalists=16)),
+        Variant("race 2, first 18", schedule(18, race=2)),
+        Variant("race 12 x 3, keep 1/3", schedule(12, growth=3.0, keep=0.34)),
+        Variant("growth 1.5, first 28", schedule(28, growth=1.5)),
+        Variant("keep .7, first 20", schedule(20, keep=0.7)),
+        Variant("keep .34, first 28", schedule(28, keep=0.34)),
+        Variant("doubt 0", schedule(doubt=0.0)),
+        Variant("doubt .05, first 26", schedule(26, doubt=0.05)),
+        Variant("ramp .5", schedule(), ramp=0.5),
+        Variant("ramp .67, first 26", schedule(26), ramp=0.67),
+        Variant("ramp .67, race 0, first 36", schedule(36, race=0), ramp=0.67),
+        Variant("ramp .5, race 0, first 36", schedule(36, race=0), ramp=0.5),
+        Variant("population x 1.5", schedule(), population=1.5),
+        Variant("population x .75", schedule(), population=0.75),
+        Variant("entrants of the latest 4", schedule(), entrants="latest"),
+        Variant("means by right", schedule(), entrants="means"),
+        Variant("means, finalists 4, first 26", schedule(26, finalists=4), entrants="means"),
+        Variant(
+            "means, finalists 4, first 26, ramp .5",
+            schedule(26, finalists=4),
+            entrants="means",
+            ramp=0.5,
+        ),
+        Variant(
+            "means, finalists 4, first 26, linked",
+            schedule(26, finalists=4),
+            entrants="means",
+            is_linked=True,
+        ),
+        Variant("linked, first 26", schedule(26), is_linked=True),
+        Variant("linked, ramp .5", schedule(), is_linked=True, ramp=0.5),
+        Variant("linked, ramp .67, first 28", schedule(28), is_linked=True, ramp=0.67),
+        Variant("first 26, contest 24", schedule(26, contest=24)),
+        Variant("shrunk", schedule(), is_shrunk=True),
+        Variant("kept for 2 cohorts", schedule(), kept=2),
+        Variant("kept for 3 cohorts", schedule(), kept=3),
+        Variant("ramp .8, first 28", schedule(28), ramp=0.8),
+        Variant("ramp .67, finalists 4, first 30", schedule(30, finalists=4), ramp=0.67),
+        Variant(
+            "ramp .67, contest 8, finalists 4, first 30",
+            schedule(30, contest=8, finalists=4),
+            ramp=0.67,
+        ),
+    ],
+    "nsga2": [
+        Variant("contest 32, finalists 16, first 16", schedule(16, contest=32, finalists=16)),
+        Variant("race 0, contest 32, finalists 16", schedule(race=0, contest=32, finalists=16)),
+        Variant("ramp .5", schedule(), ramp=0.5),
+        Variant("linked", schedule(), is_linked=True),
+        Variant("no contest, first 30", schedule(30), with_contest=False),
+        Variant("no contest, race 0, first 48", schedule(48, race=0), with_contest=False),
+        Variant("contest 32, first 24", schedule(contest=32)),
+        Variant("contest 32, first 22, ramp .5", schedule(22, contest=32), ramp=0.5),
+        Variant("contest 48, first 20", schedule(20, contest=48)),
+        Variant("contest 32, first 19, keep .7", schedule(19, keep=0.7, contest=32)),
+        Variant("contest 24, finalists 12, first 20", schedule(20, contest=24, finalists=12)),
+        Variant("race 0, contest 32, first 30", schedule(30, race=0, contest=32)),
+        Variant("kept for 3 cohorts", schedule(), kept=3),
+        Variant("kept for 5 cohorts", schedule(), kept=5),
+        Variant("fixed, first 25, contest 8", schedule(25, contest=8), kept=FIXED),
+        Variant("fixed, first 22, contest 32", schedule(22, contest=32), kept=FIXED),
+        Variant(
+            "fixed, first 19, contest 32, finalists 12",
+            schedule(19, contest=32, finalists=12),
+            kept=FIXED,
+        ),
+        Variant(
+            "fixed, no contest, race 0, first 48",
+            schedule(48, race=0),
+            kept=FIXED,
+            with_contest=False,
+        ),
+    ],
+}
 
 
 def main() -> None:
-    """Print a table per sampler: quality, difference from full evaluation, items."""
+    """Print a table per sampler: quality, differences from full evaluation and default, items."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 instances of 4 variants")
-    parser.add_argument("--instances", type=int, default=24)
-    parser.add_argument("--minutes", type=float, default=5.0, help="no more instances after that")
+    parser.add_argument("--all", action="store_true", help="all variants, not the most telling")
+    parser.add_argument("--start", type=int, default=2000, help="first instance")
+    parser.add_argument("--instances", type=int, default=60)
     parser.add_argument("--samplers", nargs="*", default=["cma_es", "nsga2"])
     arguments = parser.parse_args()
-    variants = [v for v in VARIANTS if v.name in QUICK] if arguments.quick else VARIANTS
-    n_instances = 3 if arguments.quick else arguments.instances
     for sampler in arguments.samplers:
         began = time.perf_counter()
-        quality = np.empty((len(variants), n_instances))
-        items = np.empty_like(quality)
-        n_done = 0
-        for instance in range(n_instances):
-            if time.perf_counter() - began > 60 * arguments.minutes:
-                break
-            n_done += 1
+        variants = TELLING[sampler] + (REST[sampler] if arguments.all else [])
+        runs = []
+        for instance in range(arguments.start, arguments.start + arguments.instances):
             land = Landscape(instance)
-            for number, variant in enumerate(variants):
+            for variant in variants:
                 run = Run(land, variant, sampler, seed=instance)
                 run.search()
-                quality[number, instance], items[number, instance] = run.result()
-        quality, items = quality[:, :n_done], items[:, :n_done]
+                runs.append(run.result())
+        results = np.array(runs).reshape(arguments.instances, len(variants), 2)
+        print(
+            f"\n{sampler}, instances {arguments.start} to {instance}, "
+            f"{time.perf_counter() - began:.0f} s"
+        )
         measure = "true accuracy" if sampler == "cma_es" else "(hypervolume of truth)^1/4"
-        print(f"\n{sampler}, {n_done} instances, {time.perf_counter() - began:.0f} s")
-        print(f"| variant | {measure} | minus full | items |\n|---|---|---|---|")
-        for variant, q, share in zip(variants, quality, items, strict=True):
-            d = (q - quality[0]).mean()
-            error = (q - quality[0]).std(ddof=1) / np.sqrt(n_done)
+        print(
+            f"| variant | {measure} | minus full | minus default | items |\n|---|---|---|---|---|"
+        )
+        quality, items = results[:, :, 0], results[:, :, 1].mean(axis=0)
+        for number, variant in enumerate(variants):
+            q = quality[:, number]
             print(
-                f"| {variant.name} | {q.mean():.4f} | {d:+.4f} ± {error:.4f} "
-                f"| {share.mean():.1%} |",
+                f"| {variant.name} | {q.mean():.4f} | {_paired(q, quality[:, 0])} "
+                f"| {_paired(q, quality[:, 1])} | {items[number]:.1%} |",
                 flush=True,
             )
+
+
+def _paired(a: FloatArray, b: FloatArray) -> str:
+    """Mean difference over instances, and its standard error."""
+    return f"{(a - b).mean():+.4f} ± {(a - b).std(ddof=1) / math.sqrt(len(a)):.4f}"
 
 
 if __name__ == "__main__":
