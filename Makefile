@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint bench setup browser clean
+.PHONY: demo test lint bench bench-fidelity setup browser clean
 
 demo: $(READY)
 	$(BIN)/evomerge demo --folder demo
@@ -27,6 +27,13 @@ bench: $(READY)
 	$(BIN)/python experiments/benchmarks/candidate.py
 	$(BIN)/python experiments/benchmarks/lm_eval_path.py
 	$(BIN)/python experiments/benchmarks/memory.py
+	$(BIN)/python experiments/benchmarks/unlabeled.py
+	$(BIN)/python experiments/benchmarks/irt.py
+	$(BIN)/python experiments/benchmarks/fidelity_simulation.py
+
+# Twenty searches: an hour on two cores.
+bench-fidelity: $(READY)
+	$(BIN)/python experiments/benchmarks/fidelity_zoo.py
 
 setup: $(READY)
 

@@ -14,10 +14,19 @@ def sampler_config(name: str) -> dict[str, object]:
     return {"name": name, "population": 6} if name == "nsga2" else {"name": name}
 
 
+FIDELITY = {"first": 4, "contest": 4, "finalists": 3}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_ten_kills_leave_the_journal_of_an_uninterrupted_run(sampler, write_config, tmp_path):
-    config = write_config(sampler=sampler_config(sampler), budget={"evaluations": 20})
+@pytest.mark.parametrize(
+    ("sampler", "fidelity"), [*((name, "off") for name in SAMPLERS), ("nsga2", FIDELITY)]
+)
+def test_ten_kills_leave_the_journal_of_an_uninterrupted_run(
+    sampler, fidelity, write_config, tmp_path
+):
+    config = write_config(
+        sampler=sampler_config(sampler), budget={"evaluations": 20}, fidelity=fidelity
+    )
     whole = spawn(config, tmp_path / "whole")
     whole.join()
     assert whole.exitcode == 0

@@ -21,14 +21,17 @@ def _workers_find_the_tests(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
 
 
-def test_two_ray_workers_give_the_results_of_one_process(write_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fidelity", ["off", {"first": 4, "contest": 4, "finalists": 3}])
+def test_two_ray_workers_give_the_results_of_one_process(
+    fidelity, write_config, tmp_path, monkeypatch
+):
     # Beside the user lies a file with the name of one of our packages: it must not be imported.
     stray = tmp_path / "beside the user"
     stray.mkdir()
     (stray / "fitness.py").write_text("raise RuntimeError('a stray file was imported')\n")
     monkeypatch.chdir(stray)
-    expected = start(read_config(write_config()), tmp_path / "one")
-    history = start(read_config(write_config(workers=RAY)), tmp_path / "two")
+    expected = start(read_config(write_config(fidelity=fidelity)), tmp_path / "one")
+    history = start(read_config(write_config(fidelity=fidelity, workers=RAY)), tmp_path / "two")
     assert set(history.trials) == set(expected.trials)
     for name, trial in expected.trials.items():
         assert history.trials[name].u == trial.u
