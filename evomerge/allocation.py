@@ -103,7 +103,8 @@ class Allocation:
     def _order(self, history: History, n_pool: int, cohort: int, number: int) -> NDArray[np.int64]:
         """The order in which a cohort meets the items of a fitness."""
         assert self._schedule is not None  # only asked with one
-        order = fidelity.item_order(n_pool, self._seed, cohort, number)
+        drawn_for = cohort if self._schedule.fresh else 0
+        order = fidelity.item_order(n_pool, self._seed, drawn_for, number)
         is_first = cohort == 0 and self._schedule.baselines == "race"
         if self._schedule.items == "random" or is_first:
             return order

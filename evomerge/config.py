@@ -207,6 +207,7 @@ class FidelityConfig(_Section):
     cohort: int | None = None
     doubt: float | None = None
     items: str | None = None
+    fresh: bool | None = None
     baselines: str | None = None
 
     @property

@@ -8,6 +8,7 @@ measured within a tenth of the items, and lose to full evaluation (docs/benchmar
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class Schedule:
             even if places on the next rung are free.
         items: `random` ones on the first rung, or `greedy` ones, from which the answers of those
             who answered all items are best told (`fitness.readout`).
+        fresh: Whether every cohort draws items of its own; False for samplers that compare their
+            survivors with newcomers (NSGA-II), for which all cohorts then meet the same items.
         baselines: `race`: baselines answer the items of the race's rungs and compete for all of
             them; `all`: they answer all items first, for estimators that learn from them.
 
@@ -64,6 +67,7 @@ class Schedule:
     cohort: int = 16
     doubt: float = 0.01
     items: str = "random"
+    fresh: bool = True
     baselines: str = "race"
 
     def __post_init__(self) -> None:
@@ -139,7 +143,11 @@ class Schedule:
 
 
 def choose_schedule(
-    pools: Sequence[int], budget: int, n_baselines: int, given: Mapping[str, Any]
+    pools: Sequence[int],
+    budget: int,
+    n_baselines: int,
+    given: Mapping[str, Any],
+    implied: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Schedule | None, str]:
     """The schedule of a run: what the user gave, the rest by default.
 
@@ -148,6 +156,7 @@ def choose_schedule(
         budget: Candidates planned.
         n_baselines: Models that are evaluated besides.
         given: Options of `Schedule` that the user chose.
+        implied: Options that the search itself suggests; the user's come first.
 
     Returns:
         The schedule, or None for full evaluation, and the reason in a sentence.
@@ -164,12 +173,13 @@ def choose_schedule(
             f"fidelity takes {', '.join(Schedule.__dataclass_fields__)}, but got "
             f"{', '.join(unknown)}: remove them"
         )
+    options = {**implied, **given}
     if given:
-        schedule = Schedule(**{**_default_first(pools, budget, n_baselines, given), **given})
+        schedule = Schedule(**{**_default_first(pools, budget, n_baselines, options), **options})
         return schedule, f"as configured ({', '.join(sorted(given))})"
     if max(pools) <= TINY:
         return None, f"tiny tasks (at most {TINY} items): every candidate answers all items"
-    schedule = Schedule(**_default_first(pools, budget, n_baselines, given))
+    schedule = Schedule(**{**_default_first(pools, budget, n_baselines, options), **options})
     share = _planned_share(schedule, pools, budget, n_baselines)
     return schedule, f"default: about {share:.0%} of the answers of full evaluation"
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -204,9 +204,10 @@ class Session:
         ]
         given = {} if fidelity == "auto" else fidelity.given
         learns = estimator_name(self.config.estimators.ranking, "ranking") != ESTIMATORS["mean"]
+        implied: dict[str, Any] = {"fresh": self.weights is not None}
         if learns or given.get("items") == "greedy":
-            given.setdefault("baselines", "all")
-        return choose_schedule(pools, self.problem.budget, len(self.baselines), given)
+            implied["baselines"] = "all"
+        return choose_schedule(pools, self.problem.budget, len(self.baselines), given, implied)
 
     def started_event(self) -> Event:
         """The first line of a new run's journal."""
