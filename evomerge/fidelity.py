@@ -24,7 +24,7 @@ TINY = 64
 LARGEST_SHARE = 0.1
 """Of what full evaluation would answer: the most that a default schedule plans to, baselines in."""
 
-FIRSTS = (64, 48, 40, 32, 28, 26, 24, 22, 20, 18, 16)
+FIRSTS = (64, 48, 40, 36, 32, 28, 24, 20, 16)
 """Items at rung 0 that a default schedule may have, best first; the last if nothing fits."""
 
 N_RESAMPLES = 256

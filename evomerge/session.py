@@ -204,7 +204,8 @@ class Session:
         ]
         given = {} if fidelity == "auto" else fidelity.given
         learns = estimator_name(self.config.estimators.ranking, "ranking") != ESTIMATORS["mean"]
-        implied: dict[str, Any] = {"fresh": self.weights is not None}
+        # On a Pareto front survivors are compared with newcomers: equal items for all do best.
+        implied: dict[str, Any] = {} if self.weights is not None else {"fresh": False, "race": 0}
         if learns or given.get("items") == "greedy":
             implied["baselines"] = "all"
         return choose_schedule(pools, self.problem.budget, len(self.baselines), given, implied)

@@ -121,6 +121,17 @@ def test_a_failure_on_any_rung_costs_one_candidate(write_config, python_objectiv
     assert history.n_evaluations == history.n_planned
 
 
+def test_a_pareto_search_gives_all_cohorts_the_same_items_and_no_race_by_default(
+    write_config, tmp_path
+):
+    config = write_config(budget={"evaluations": 13}, fidelity={"first": 4, "contest": 3})
+    history = start(read_config(config), tmp_path / "run")
+    assert history.started.fidelity is not None
+    assert history.started.fidelity["race"] == 0
+    firsts = {items[0] for block, items in history.blocks.items() if block.endswith(".0")}
+    assert len(firsts) == 1 < len(history.cohorts)
+
+
 def test_tiny_tasks_are_answered_whole(write_config, tmp_path):
     history = start(read_config(write_config(budget={"evaluations": 2})), tmp_path / "run")
     assert history.started.fidelity is None
