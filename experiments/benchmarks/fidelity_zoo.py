@@ -3,10 +3,11 @@
     python experiments/benchmarks/fidelity_zoo.py [--seeds 10] [--evaluations 300] [--arms ...]
 
 Searches the pool of six experts for the mean of four tasks with 500 search items each, with CMA-ES
-as the demo does: once with every candidate answering all items, and with the default fidelity. The
-winner is the best mean on search items of the final front; it is judged by 500 held-out items per
-task that no search has seen. Wanted: the same held-out mean, within one standard error of the
-paired difference over seeds, at no more than one tenth of the item answers (baselines included).
+as the demo does: with every candidate answering all items, with the default fidelity, and with
+twice as many candidates that answer half as many items. The winner is the best mean on search items
+of the final front; it is judged by 500 held-out items per task that no search has seen. Wanted: the
+same held-out mean, within one standard error of the paired difference over seeds, at no more than
+one tenth of the item answers of the first arm (baselines included).
 
 Runs are kept in --folder and continued there; two processes work side by side.
 """
@@ -30,10 +31,13 @@ from evomerge.history import read_history
 from evomerge.reporting.rows import best_in_mean, front_trials, mean_estimate
 from evomerge.search import resume, start
 
-ARMS: dict[str, object] = {
-    "all items": "off",
-    "fidelity": "auto",
+ARMS: dict[str, tuple[object, int]] = {
+    "all items": ("off", 1),
+    "fidelity": ("auto", 1),
+    "fidelity, twice the candidates": ({"first": 12}, 2),
 }
+"""Fidelity, and candidates as a multiple of --evaluations."""
+
 N_ITEMS = 500
 
 
@@ -55,15 +59,15 @@ def run_one(arm: str, seed: int, evaluations: int, sampler: str, folder: Path) -
         ],
         "space": {"coefficients": {"map": "depth_spline", "knots": 2, "low": -0.2, "high": 0.8}},
         "sampler": samplers[sampler],
-        "fidelity": ARMS[arm],
-        "budget": {"evaluations": evaluations},
+        "fidelity": ARMS[arm][0],
+        "budget": {"evaluations": ARMS[arm][1] * evaluations},
         "final": {"front": 4},
         "workers": {"threads": 1},
         "reuse_evaluations": False,
         "seed": seed,
     }
     config = parse(yaml.safe_dump(plain), folder=folder)
-    run = folder / f"{arm.replace(' ', '-')}-{sampler}-{evaluations}-{seed}"
+    run = folder / name_of(arm, sampler, evaluations, seed)
     try:
         start(config, run)
     except RunError:
@@ -75,7 +79,8 @@ def run_one(arm: str, seed: int, evaluations: int, sampler: str, folder: Path) -
     search = mean_estimate(best, history.objectives)
     assert held_out is not None
     assert search is not None
-    n_full = len(history.trials) * N_ITEMS * len(history.objectives)
+    n_models = history.started.n_baselines + evaluations
+    n_full = n_models * N_ITEMS * len(history.objectives)
     return {
         "arm": arm,
         "seed": seed,
@@ -84,6 +89,11 @@ def run_one(arm: str, seed: int, evaluations: int, sampler: str, folder: Path) -
         "search": search.score,
         "share": history.n_item_answers / n_full,
     }
+
+
+def name_of(arm: str, sampler: str, evaluations: int, seed: int) -> str:
+    """What the run and its result are called."""
+    return f"{arm.replace(',', '').replace(' ', '-')}-{sampler}-{evaluations}-{seed}"
 
 
 def main() -> None:
@@ -102,9 +112,8 @@ def main() -> None:
     if given.one:
         arm, seed = given.one
         found = run_one(arm, int(seed), given.evaluations, given.sampler, folder)
-        (folder / f"{arm}-{given.sampler}-{given.evaluations}-{seed}.json").write_text(
-            json.dumps(found)
-        )
+        name = name_of(arm, given.sampler, given.evaluations, int(seed))
+        (folder / f"{name}.json").write_text(json.dumps(found))
         return
     build_zoo(progress=False)
     waiting = [(arm, seed) for seed in range(given.seeds) for arm in given.arms]
@@ -113,7 +122,7 @@ def main() -> None:
     while waiting or running:
         while waiting and len(running) < given.processes:
             arm, seed = waiting.pop(0)
-            path = folder / f"{arm}-{given.sampler}-{given.evaluations}-{seed}.json"
+            path = folder / f"{name_of(arm, given.sampler, given.evaluations, seed)}.json"
             if path.exists():
                 results[arm, seed] = json.loads(path.read_text())
                 continue
@@ -125,7 +134,7 @@ def main() -> None:
             (arm, seed), process = running.pop(0)
             if process.wait() != 0:
                 raise SystemExit(f"the search with {arm} and seed {seed} failed")
-            path = folder / f"{arm}-{given.sampler}-{given.evaluations}-{seed}.json"
+            path = folder / f"{name_of(arm, given.sampler, given.evaluations, seed)}.json"
             results[arm, seed] = json.loads(path.read_text())
             print(results[arm, seed], flush=True)
     show(results, given.arms, given.seeds)
