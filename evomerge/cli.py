@@ -56,7 +56,7 @@ def main() -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where zoo, run and export go.")] = Path("demo"),
-    evaluations: Annotated[int, typer.Option(min=1, help="Candidates to search.")] = 400,
+    evaluations: Annotated[int, typer.Option(min=1, help="Candidates to search.")] = 600,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a small zoo, search merges of its experts, report and export: the whole job."""

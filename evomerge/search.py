@@ -114,6 +114,8 @@ class Driver:
         self._told: set[str] = set()
         """Candidates whose losses the sampler has."""
         self._n_failures_in_a_row = 0
+        self._n_considered = 0
+        """Evaluations whose place in the front is settled."""
         self._has_warned_of_damage = False
         hours = session.config.budget.hours
         self._deadline = None if hours is None else time.monotonic() + hours * 3600.0
@@ -402,7 +404,14 @@ class Driver:
         if not self._baselines_are_answered:
             return
         last = self.history.front
-        considered = self._allocation.contenders(self.history)
+        if last is not None and self._session.schedule is None:
+            # Scores never change: later points can only leave or join.
+            since = max(last.n_evaluations, self._n_considered)
+            considered = [self.history.trials[name] for name in last.trials]
+            considered += self.history.scored_since(since)
+        else:
+            considered = self._allocation.contenders(self.history)
+        self._n_considered = self.history.n_evaluations
         if last is None:
             if not considered:
                 self._append({"event": "finished", "reason": "fuse"})

@@ -24,8 +24,8 @@ from evomerge.session import bind_space
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """A global scale is the merge that people tune by hand: the search has to beat the best."""
 
-N_ITEMS = 250
-"""Search items per objective; all 500 held-out items judge the result."""
+N_ITEMS = 500
+"""Search items per objective, of which most candidates answer 16; 500 others judge the result."""
 
 _CONFIG = """\
 # Written by `evomerge demo`; `evomerge search` runs it again. The pool is larger than the wish: the
@@ -40,6 +40,8 @@ space:
   coefficients: {{map: depth_spline, knots: 2, low: -0.2, high: 0.8}}
 # CMA-ES climbs the mean of the objectives; the front keeps every trade-off met on the way.
 sampler: {{name: cma_es, sigma: 0.15, weights: {{{weights}}}}}
+# Few items for most candidates, all of them for the baselines and for twelve finalists.
+fidelity: {{first: 16, contest: 24, finalists: 12, baselines: all}}
 baselines: {{scales: {scales}}}
 budget: {{evaluations: {evaluations}}}
 # One thread is enough for models of this size, and does not wait for a busy core.
