@@ -44,7 +44,7 @@ class Images:
             items.append({"image": Image.fromarray(pixels), "label": number % 3})
         return items
 
-    def respond(self, model: Any, tokenizer: Any, items: list[Any]) -> list[torch.Tensor]:
+    def respond(self, model: Any, tokenizer: Any, items: list[Any]) -> list[torch.Tensor]:  # noqa: ARG002 - the signature of the protocol
         pixels = np.stack([np.asarray(item["image"], dtype=np.float32) for item in items])
         labels = torch.tensor([item["label"] for item in items])
         logits = model(pixel_values=torch.from_numpy(pixels / 128 - 1).permute(0, 3, 1, 2)).logits
