@@ -172,8 +172,7 @@ class History:
     answered: list[str] = field(default_factory=list)
     """Trials that have scores on search items or failed, in that order."""
     n_item_answers: int = 0
-    """Search items answered in all, over all trials and fitness objects; repeats from a cache too.
-    """
+    """Search items answered in all, over all trials and fitness objects, reused ones included."""
     n_reused: int = 0
     """Questions of both splits that needed no worker: their answers were known already."""
     contestants: tuple[str, ...] = ()
