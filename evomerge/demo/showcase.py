@@ -25,7 +25,7 @@ SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """A global scale is the merge that people tune by hand: the search has to beat the best."""
 
 N_ITEMS = 500
-"""Search items per objective, of which most candidates answer 16; 500 others judge the result."""
+"""Search items per objective, of which most candidates answer 24; 500 others judge the result."""
 
 _CONFIG = """\
 # Written by `evomerge demo`; `evomerge search` runs it again. The pool is larger than the wish: the
@@ -41,7 +41,7 @@ space:
 # CMA-ES climbs the mean of the objectives; the front keeps every trade-off met on the way.
 sampler: {{name: cma_es, sigma: 0.15, weights: {{{weights}}}}}
 # Few items for most candidates, all of them for the baselines and for twelve finalists.
-fidelity: {{first: 16, contest: 24, finalists: 12, baselines: all}}
+fidelity: {{first: 24, contest: 24, finalists: 12, baselines: all}}
 baselines: {{scales: {scales}}}
 budget: {{evaluations: {evaluations}}}
 # One thread is enough for models of this size, and does not wait for a busy core.

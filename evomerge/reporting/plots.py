@@ -274,10 +274,11 @@ def _draw_key(axes: Axes, marks: Any, history: History) -> None:
         frameon=False,
         labelcolor=INK,
         fontsize=9,
+        labelspacing=0.25 if partial else 0.5,  # five lines above the colour bar
     )
     values = None if marks is None else marks.get_array()
     if values is not None and values.max() > values.min():
-        bar = axes.inset_axes((0.02, 0.02, 0.75, 0.07))
+        bar = axes.inset_axes((0.02, 0.0, 0.75, 0.06))
         colours = axes.figure.colorbar(marks, cax=bar, orientation="horizontal")
         colours.outline.set_visible(False)
         bar.tick_params(labelsize=8, colors=MUTED, length=2)
