@@ -6,10 +6,12 @@ Every row is plain (text, numbers, None, dicts): `json.dumps` takes it as it is.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from evomerge.datatypes import Estimate, Objective, Split
 from evomerge.errors import ConfigError, RunError
+from evomerge.fidelity import Schedule
 from evomerge.history import FrontChange, History, Trial, estimates_of, losses_of
 from evomerge.pareto import hypervolume, knee
 from evomerge.pareto import prefer as preferred
@@ -166,9 +168,11 @@ def schedule_text(history: History) -> str:
     started = history.started
     if started.fidelity is None:
         return f"every trial answers all search items ({started.fidelity_reason})"
+    # in the order of their docstring; the journal sorts them by name
+    options = {field.name: started.fidelity[field.name] for field in fields(Schedule)}
     plain = ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in started.fidelity.items()
+        for name, value in options.items()
     )
     return f"{plain} ({started.fidelity_reason})"
 
