@@ -455,11 +455,18 @@ def history_of(events: Sequence[Mapping[str, Any]]) -> History:
     """The history of a journal's events.
 
     Raises:
-        JournalError: when the journal does not begin with `started`.
+        JournalError: when the journal does not begin with `started`, or is of another version.
     """
     if not events or events[0]["event"] != "started":
         raise JournalError("a journal begins with a `started` event, but this one does not")
-    started = Started.from_event(dict(events[0]))
+    try:
+        started = Started.from_event(dict(events[0]))
+    except (KeyError, TypeError) as error:
+        version = events[0].get("versions", {}).get("evomerge", "unknown")
+        raise JournalError(
+            f"this version reads journals of its own kind, but this one lacks {error}: use the "
+            f"version of evomerge that wrote it ({version}), or start a new run"
+        ) from error
     history = History(started, last_time=started.time, budget=started.budget)
     for event in events[1:]:
         history.apply(dict(event))

@@ -24,7 +24,7 @@ from evomerge.datatypes import (
 )
 from evomerge.errors import FuseError, JournalError
 from evomerge.execution.retries import RETRIES
-from evomerge.history import History, Started, Trial, history_of
+from evomerge.history import History, Trial, history_of
 from evomerge.journal import Event, Journal
 from evomerge.packing import pack, unpack
 from evomerge.questions import Questions, parse_key
@@ -79,7 +79,7 @@ def resume(run: Path, observe: Observer = _ignore, *, evaluations: int | None = 
                 f"a run resumes from its first event, but {folder.path} has none: "
                 "start it again with `evomerge search`"
             )
-        started = Started.from_event(journal.events[0])
+        started = history_of(journal.events[:1]).started
         with Session(config, folder, started) as session:
             driver = Driver(session, folder, journal, journal.events, observe)
             if evaluations is not None:

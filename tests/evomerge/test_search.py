@@ -3,10 +3,10 @@ import pytest
 from evomerge.baselines import baselines
 from evomerge.config import read_config
 from evomerge.datatypes import Split
-from evomerge.errors import FuseError, RunError
+from evomerge.errors import FuseError, JournalError, RunError
 from evomerge.export import export
 from evomerge.history import read_history
-from evomerge.journal import read_events
+from evomerge.journal import encode, read_events
 from evomerge.search import resume, start
 
 EXPERTS = ["sort", "twice", "last"]
@@ -178,3 +178,14 @@ def test_baselines_say_what_they_are():
     assert recipes["task_arithmetic_0.5"].digest == recipes["uniform_average"].digest
     assert recipes["random_delta"].operator == "random_delta"
     assert recipes["random_delta"].seed == 4
+
+
+def test_a_journal_of_another_version_is_refused_in_a_sentence(write_config, tmp_path):
+    run = tmp_path / "run"
+    start(read_config(write_config(budget={"evaluations": 0})), run)
+    events, _ = read_events(run / "journal.jsonl")
+    del events[0]["fidelity"]
+    (run / "journal.jsonl").write_bytes(encode(events[0]))
+    for read in (read_history, resume):
+        with pytest.raises(JournalError, match="lacks 'fidelity': use the version"):
+            read(run)
