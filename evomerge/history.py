@@ -77,6 +77,8 @@ class Started:
     config_digest: str
     model_digests: Mapping[str, str]
     item_digests: Mapping[str, str]
+    settings: str
+    """Digest of all that decides an answer besides models and items."""
     n_items: Mapping[str, tuple[int, int]]
     fitness: tuple[tuple[str, ...], ...]
     """The objectives of each fitness, in order."""
@@ -106,6 +108,7 @@ class Started:
             config_digest=event["config_digest"],
             model_digests=event["model_digests"],
             item_digests=event["item_digests"],
+            settings=event["settings"],
             n_items={name: (n[0], n[1]) for name, n in event["n_items"].items()},
             fitness=tuple(tuple(names) for names in event["fitness"]),
             items={

@@ -138,6 +138,11 @@ class Driver:
         Raises:
             FuseError: when too many evaluations in a row failed.
         """
+        if self._session.answers_otherwise(self.history.started):
+            self._warn(
+                "answers of a run are comparable, but a task's prompts or metrics, or the source "
+                "of a Python fitness, changed since it started: start a new run if scores may move"
+            )
         if self.history.trials:
             spool.sweep(self._folder.spool, self._is_open)
             if self.history.pending:

@@ -223,6 +223,7 @@ class Session:
             "config_digest": self.config.digest,
             "model_digests": dict(facts.model_digests),
             "item_digests": _item_digests(facts),
+            "settings": digest_of(list(facts.settings)),
             "n_items": _item_counts(facts),
             "fitness": [
                 list(items.objectives) for items in facts.items if items.split is Split.SEARCH
@@ -263,6 +264,10 @@ class Session:
                 "reporting": estimator_name(self.config.estimators.reporting, "reporting"),
             },
         }
+
+    def answers_otherwise(self, started: Started) -> bool:
+        """Whether prompts, metrics or a Python fitness's source changed since a run started."""
+        return started.settings != digest_of(list(self.executor.facts.settings))
 
     @property
     def settings(self) -> str:

@@ -189,3 +189,17 @@ def test_a_journal_of_another_version_is_refused_in_a_sentence(write_config, tmp
     for read in (read_history, resume):
         with pytest.raises(JournalError, match="lacks 'fidelity': use the version"):
             read(run)
+
+
+def test_a_task_that_asks_otherwise_since_the_start_is_warned_of(write_config, tiny_zoo, tmp_path):
+    task = tmp_path / "sort.yaml"
+    task.write_text(tiny_zoo.tasks["sort"].read_text())
+    objective = {"name": "sort", "lm_eval": str(task), "items": 10, "held_out": 5}
+    start(
+        read_config(write_config(objectives=[objective], budget={"evaluations": 1})), tmp_path / "r"
+    )
+    again = resume(tmp_path / "r", evaluations=2)
+    assert not [note for note in again.notes if "comparable" in note]
+    task.write_text(task.read_text() + "\ntarget_delimiter: '  '\n")
+    changed = resume(tmp_path / "r", evaluations=3)
+    assert [note for note in changed.notes if "prompts or metrics" in note]

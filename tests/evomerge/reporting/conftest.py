@@ -146,6 +146,7 @@ class Synthetic:
             "config_digest": digest_of({"seed": self.seed}),
             "model_digests": {name: digest_of(name) for name in ("base", *self.experts)},
             "item_digests": {o.name: digest_of(o.name) for o in self.objectives},
+            "settings": digest_of("settings"),
             "n_items": {o.name: list(self.n_items) for o in self.objectives},
             "fitness": [[o.name] for o in self.objectives],
             "experts": list(self.experts),
