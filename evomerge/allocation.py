@@ -187,6 +187,7 @@ class Allocation:
         assert self._schedule is not None  # only asked with one
         is_first = history.stage == "race"
         among = history.scored() if is_first else [history.trials[n] for n in history.contestants]
+        among = [trial for trial in among if not trial.is_stuck]
         n = self._schedule.n_entering(len(among), is_first=is_first)
         names = self._most_promising(history, among, n)
         lacking = self._lacking(history, [history.trials[name] for name in names])
@@ -196,7 +197,7 @@ class Allocation:
         return _promoted("contest", names, rung, len(history.cohorts) - 1)
 
     def _lacking(self, history: History, trials: Sequence[Trial]) -> list[Trial]:
-        return [trial for trial in trials if not history.has_all_items(trial)]
+        return [t for t in trials if not (t.is_stuck or history.has_all_items(t))]
 
     def _most_promising(self, history: History, trials: Sequence[Trial], n: int) -> list[str]:
         if not trials or n <= 0:

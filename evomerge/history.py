@@ -32,7 +32,8 @@ class Trial:
 
     Candidates have a point `u`, baselines a `recipe`. Scores are None until they are settled.
     `rung` counts the blocks of search items that it has answered, `wanted` those that it is to
-    answer, `scored_rung` those that its scores are made of; a baseline answers all at once.
+    answer, `scored_rung` those that its scores are made of. A stuck one has scores, but failed on
+    further items, and is not asked again.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Trial:
     rung: int = 0
     wanted: int = 1
     scored_rung: int = 0
+    is_stuck: bool = False
     u: tuple[float, ...] | None = None
     recipe: Recipe | None = None
     search: Mapping[str, Estimate] | None = None
@@ -272,7 +274,7 @@ class History:
             self.trials[trial.name] = replace(trial, failure=failure, wanted=trial.rung)
             self.answered.append(trial.name)
         else:
-            self.trials[trial.name] = replace(trial, wanted=trial.rung)
+            self.trials[trial.name] = replace(trial, wanted=trial.rung, is_stuck=True)
             self.notes.append(f"trial {trial.name} keeps its scores: {failure.message}")
 
     def _n_items(self, responses: Mapping[str, FloatArray]) -> int:

@@ -132,6 +132,28 @@ def test_a_pareto_search_gives_all_cohorts_the_same_items_and_no_race_by_default
     assert len(firsts) == 1 < len(history.cohorts)
 
 
+def test_an_item_that_always_fails_in_the_contest_is_asked_once_of_each(
+    write_config, python_objective, tmp_path
+):
+    objective = python_objective("stumble")
+    lines = (f'{{"x": {n / 10 + 0.05:.2f}}}\n' for n in range(100, 112))
+    (tmp_path / "search.jsonl").write_text("".join(lines))
+    config = write_config(
+        objectives=[objective],
+        sampler={"name": "cma_es", "population": 5},
+        budget={"evaluations": 10},
+        fidelity={"first": 2, "race": 0, "contest": 4, "finalists": 3},
+        fuse=60,
+    )
+    history = start(read_config(config), tmp_path / "run")
+    assert history.finished == "budget spent"
+    events, _ = read_events(tmp_path / "run" / "journal.jsonl")
+    failures = Counter(event["trial"] for event in events if event["event"] == "failed")
+    assert failures
+    assert set(failures.values()) == {1}
+    assert any(trial.is_stuck for trial in history.trials.values())
+
+
 def test_tiny_tasks_are_answered_whole(write_config, tmp_path):
     history = start(read_config(write_config(budget={"evaluations": 2})), tmp_path / "run")
     assert history.started.fidelity is None

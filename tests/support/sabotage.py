@@ -71,3 +71,10 @@ def skill(
     return [
         float((size * (1.0 + 0.01 * item["x"])) % 1.0 < 0.5 + 0.02 * item["x"]) for item in items
     ]
+
+
+def stumble(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[float]:
+    """As `weight_norm`, but one item breaks every model that is asked it."""
+    if any(item["x"] == 10.15 for item in items):
+        raise RuntimeError("the item that nobody survives")
+    return weight_norm(model, tokenizer, items)
