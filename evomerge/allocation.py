@@ -14,6 +14,7 @@ from evomerge import fidelity
 from evomerge.datatypes import Estimate, FloatArray, Split
 from evomerge.fidelity import Schedule
 from evomerge.history import History, Started, Trial
+from evomerge.item_losses import item_losses
 from evomerge.journal import Event
 from evomerge.scoring import Scoring
 
@@ -148,7 +149,7 @@ class Allocation:
     def _promote(self, history: History, names: Sequence[str]) -> list[str]:
         """Who of those that share their items goes on."""
         assert self._schedule is not None  # only asked with one
-        losses = self._scoring.item_losses(history, names)
+        losses = item_losses(history, [history.trials[name] for name in names], Split.SEARCH)
         n, doubt = self._schedule.n_promoted(len(names)), self._schedule.doubt
         return [names[row] for row in fidelity.promote(losses, self._weights, n, doubt)]
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge import loading
-from evomerge.config import GREEDY_ITEMS, JACKKNIFE
+from evomerge.config import GREEDY_ITEMS
 from evomerge.datatypes import Answers, Estimate, FloatArray, Objective, Split
 from evomerge.history import History
+from evomerge.item_losses import jackknifed
 from evomerge.protocols import Estimator
 
 MOST_KNOWN = 256
@@ -74,20 +75,6 @@ class Scoring:
             estimates[objective.name] = estimate
         return estimates
 
-    def item_losses(self, history: History, names: Sequence[str]) -> list[FloatArray]:
-        """For each objective the `(n_trials, n_items)` losses of trials that share their items.
-
-        Their means are the losses (of statistics that are no means: the jackknife's).
-        """
-        losses = []
-        for objective in self.objectives:
-            rows = [
-                _contributions(objective, history.answers(name, Split.SEARCH, objective.name))
-                for name in names
-            ]
-            losses.append(objective.loss(1.0) * np.stack(rows))
-        return losses
-
     def greedy_items(self, history: History, number: int, n: int, seed: int) -> NDArray[np.int64]:
         """The `n` items of a fitness that tell most of those who answered all, for all objectives.
 
@@ -130,21 +117,6 @@ def _statistic(objective: Objective, values: FloatArray) -> Estimate:
     n = len(values)
     if objective.statistic.target == "exact":
         return Estimate(float(values.ravel()[0]), 0.0, n)
-    score, pseudo_values = _jackknife(objective, values)
+    score, pseudo_values = jackknifed(objective, values)
     spread = float(np.std(pseudo_values, ddof=1)) if n > 1 else abs(score)
     return Estimate(score, spread / np.sqrt(n), n)
-
-
-def _contributions(objective: Objective, answers: Answers) -> FloatArray:
-    """`(n_items,)` numbers whose mean is the score: answers, or the jackknife's pseudo-values."""
-    if objective.statistic.target in ("mean", "exact"):
-        return answers.values.ravel()
-    return _jackknife(objective, answers.values)[1]
-
-
-def _jackknife(objective: Objective, values: FloatArray) -> tuple[float, FloatArray]:
-    statistic: Callable[[FloatArray], float] = loading.resolve(objective.statistic.target)
-    jackknife = loading.resolve(JACKKNIFE)
-    matrix = values.reshape(-1, objective.statistic.n_columns)
-    score, pseudo_values = jackknife(statistic, matrix)
-    return float(score), np.asarray(pseudo_values, dtype=np.float64)

@@ -19,7 +19,7 @@ from evomerge.confidence import (
 )
 from evomerge.datatypes import FloatArray, Split
 from evomerge.history import History, Trial
-from evomerge.reporting.item_losses import by_pool, has_answered_all, item_losses, pools_of
+from evomerge.item_losses import by_pool, has_answered_all, item_losses, pools_of
 from evomerge.reporting.rows import (
     Row,
     baseline_trials,

@@ -18,7 +18,7 @@ def has_answered_all(history: History, trial: Trial, split: Split) -> bool:
 
 
 def item_losses(history: History, trials: Sequence[Trial], split: Split) -> list[FloatArray]:
-    """For each objective the `(n_trials, n_items)` losses of trials that answered all of a split.
+    """For each objective the `(n_trials, n_items)` losses of trials that answered the same items.
 
     In the order of the items, so that columns are shared. Their means are the losses (of
     statistics that are no means: the jackknife's, Tukey 1958).
@@ -52,7 +52,12 @@ def _contributions(objective: Objective, answers: Answers) -> FloatArray:
     values = answers.values[np.argsort(answers.items)]
     if objective.statistic.target in ("mean", "exact"):
         return values.ravel()
+    return jackknifed(objective, values)[1]
+
+
+def jackknifed(objective: Objective, values: FloatArray) -> tuple[float, FloatArray]:
+    """The score of a statistic that is no mean, and `(n_items,)` pseudo-values of its answers."""
     statistic: Callable[[FloatArray], float] = loading.resolve(objective.statistic.target)
     jackknife = loading.resolve(JACKKNIFE)
-    _, pseudo_values = jackknife(statistic, values.reshape(-1, objective.statistic.n_columns))
-    return np.asarray(pseudo_values, dtype=np.float64)
+    score, pseudo_values = jackknife(statistic, values.reshape(-1, objective.statistic.n_columns))
+    return float(score), np.asarray(pseudo_values, dtype=np.float64)
