@@ -26,6 +26,7 @@ def events():
         "config_digest": "",
         "model_digests": {},
         "item_digests": {},
+        "settings": "",
         "n_items": {"right": [5, 3], "perplexity": [4, 2]},
         "fitness": [["right"], ["perplexity"]],
         "experts": ["a"],
