@@ -8,28 +8,30 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.inner_product import inner_product
-from evomerge.merging.operators.operator import Operator, TensorContext
+from evomerge.merging.operators.operator import Operator, Statistics, TensorContext
 from evomerge.merging.pieces import BLOCK, Piece, Pieces
 
 
 def _scan(
     pieces: Pieces,
     context: TensorContext,  # noqa: ARG001 (the operators' common signature)
-) -> list[float]:
+) -> Statistics:
     """The norm of every delta."""
     squares: dict[int, float] = defaultdict(float)
     for piece in pieces():
         for k, t in enumerate(piece.deltas):
             squares[k] = inner_product(t, t, squares[k])
-    return [square**0.5 for square in squares.values()]
+    norms = [square**0.5 for square in squares.values()]
+    return {"norms": torch.tensor(norms, dtype=torch.float64)}
 
 
-def _prepare(piece: Piece, norms: list[float], context: TensorContext) -> list[Tensor]:
+def _prepare(piece: Piece, statistics: Statistics, context: TensorContext) -> list[Tensor]:
     """`D_k = |t_k| z` with `z` of length 1, Gaussian in direction.
 
     Every block of `z` is Gaussian, keyed by seed, tensor name, expert index and block index, and
     scaled to its share of the length, which of so many numbers is all but certain anyway.
     """
+    norms = statistics["norms"].tolist()
     bases = [torch.zeros_like(piece.base, dtype=torch.float32) for _ in norms]
     for k, norm in enumerate(norms):
         if norm == 0.0:
@@ -44,4 +46,4 @@ def _prepare(piece: Piece, norms: list[float], context: TensorContext) -> list[T
     return bases
 
 
-random_delta = Operator("random_delta", _prepare, _scan, seeded=True)
+OPERATORS = (Operator("random_delta", _prepare, _scan, seeded=True),)
