@@ -16,7 +16,8 @@ class KnobFacts:
 
     A `prepare` knob selects a bank: every value has one of its own. A `runtime` knob can be set in
     a recipe's `prepare` too (then the bases are frozen at its value, in a bank), or in its
-    `runtime` (then it may differ from candidate to candidate at no cost).
+    `runtime` (then it may differ from candidate to candidate at no cost). One that is `per_expert`
+    may be set for a single expert: `density@math`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class KnobFacts:
     scope: Scope = "prepare"
     choices: tuple[str, ...] = ()
     is_whole: bool = False
+    per_expert: bool = False
 
     def check(self, operator: str, value: Knob) -> Knob:
         """The value in its own type: float, int for whole numbers, or a choice.
@@ -59,9 +61,12 @@ def complete(
     """
     known = {f.name: f for f in facts if scope == "prepare" or f.scope == "runtime"}
     for name in given:
-        if name not in known:
+        stem, at, _ = name.partition("@")
+        if stem not in known or (at and not known[stem].per_expert):
             has = f"it has {', '.join(known)}" if known else "remove it, there are none"
             raise ConfigError(f"{operator} has no {scope} knob {name!r}: {has}")
     chosen = {name: f.default for name, f in known.items()} if scope == "prepare" else {}
     chosen.update(given)
-    return {name: known[name].check(operator, value) for name, value in chosen.items()}
+    return {
+        name: known[name.partition("@")[0]].check(operator, value) for name, value in chosen.items()
+    }

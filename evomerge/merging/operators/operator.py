@@ -26,6 +26,7 @@ class TensorContext:
         shape: The pieces are flat.
         knobs: All knobs, complete.
         seed: Of whatever is random.
+        experts: Their names, in order.
         weights: The searched coefficients, one per expert, if the operator is `early`; else None,
             which stands for ones.
         model: What the operator's `gather` made of all tensors' statistics.
@@ -39,6 +40,7 @@ class TensorContext:
     shape: tuple[int, ...]
     knobs: Mapping[str, Knob]
     seed: int
+    experts: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
     model: Statistics = field(default_factory=lambda: NOTHING)
     aids: tuple[Statistics, ...] = ()
@@ -54,6 +56,11 @@ class TensorContext:
     def number(self, knob: str) -> float:
         """The value of a numeric knob."""
         return float(self.knobs[knob])
+
+    def numbers(self, knob: str) -> list[float]:
+        """The value of a numeric knob for each expert."""
+        common = self.knobs[knob]
+        return [float(self.knobs.get(f"{knob}@{expert}", common)) for expert in self.experts]
 
 
 Scan = Callable[[Pieces, TensorContext], Statistics]
