@@ -7,4 +7,4 @@ from evomerge.merging.operators.operator import Operator
 task_arithmetic = Operator("task_arithmetic")
 
 OPERATORS = (task_arithmetic,)
-ALIASES = {name: "task_arithmetic" for name in ("linear", "average", "interpolation")}
+ALIASES = dict.fromkeys(("linear", "average", "interpolation"), "task_arithmetic")

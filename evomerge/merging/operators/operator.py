@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from evomerge.datatypes import Knob
 from evomerge.merging.operators.knobs import KnobFacts, Scope, complete
 from evomerge.merging.pieces import Piece, Pieces
+
+if TYPE_CHECKING:
+    from evomerge.merging.pipeline import Select
 
 # What a look at the deltas found out: a few small CPU tensors by name, never the deltas' values.
 Statistics = Mapping[str, Tensor]
@@ -109,6 +113,8 @@ class Operator:
         seeded: Whether the bases depend on the recipe's seed.
         whole: Whether the only piece must be the whole tensor (to be viewed as `context.shape`);
             it costs the memory of that.
+        select: The stages that `prepare` consists of, if it is element-wise and made of stages: a
+            kernel then runs them in one pass (see `pipeline`).
         early: Whether the bases depend on the coefficients.
         disjoint: Whether at most one basis is not zero in any place: the bank then stores a value
             and an owner.
@@ -121,6 +127,7 @@ class Operator:
     scan: Scan | None = None
     gather: Gather | None = None
     weigh: Weigh | None = None
+    select: "Select | None" = None
     knobs: tuple[KnobFacts, ...] = ()
     seeded: bool = False
     whole: bool = False
