@@ -8,8 +8,10 @@ from evomerge.merging.operators.knobs import KnobFacts
 from evomerge.merging.operators.operator import Operator, Statistics, TensorContext
 from evomerge.merging.pieces import Piece
 
-# Of the mean of the diagonal: well above the rounding of Grams that are kept in fp32.
+# Of the diagonal: well above the rounding of Grams that are kept in fp32.
 _RIDGE = 1e-6
+# Of the mean of the diagonal: where that is zero.
+_LEAST = 1e-12
 
 
 def _prepare(
@@ -28,7 +30,7 @@ def _prepare(
     matched delta. `regmean_exact` has the searched coefficients there (see `least_squares`).
 
     alpha is .9 as in the paper; language models may want less (.1 to .5 in later studies). Every
-    A_i has an equal share of a ridge of 1e-6 of the mean diagonal, where the paper inverts the sum
+    A_i has an equal share of a ridge of 1e-6 of the sum's diagonal, where the paper inverts the sum
     as it is: directions that no expert reads get the mean of the deltas instead of noise. So do
     tensors without Grams: vectors, embeddings, heads tied to them, layers that no text reached.
     """
@@ -45,7 +47,7 @@ def _prepare(
         return mean(piece, weights)
     diagonal = total.diagonal().clone()
     total.mul_(alpha).diagonal().copy_(diagonal)
-    factor, ridge = _cholesky(total, _RIDGE * size)
+    factor, ridge = _cholesky(total, _RIDGE * diagonal + _LEAST * size)
     reads_columns = int(context.aids[0][INPUT_AXIS]) == 1
 
     def basis(t: Tensor, gram: Tensor) -> Tensor:
@@ -60,11 +62,11 @@ def _prepare(
     return [basis(t, gram) for t, gram in zip(piece.deltas, grams, strict=True)]
 
 
-def _cholesky(matrix: Tensor, ridge: float) -> tuple[Tensor, float]:
-    """The lower factor with the ridge on the diagonal, and the ridge that it took.
+def _cholesky(matrix: Tensor, ridge: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower factor with the `(in,)` ridge on the diagonal, and the ridge that it took.
 
-    Rounded Grams may have eigenvalues below zero by 1e-7 of the largest, which is more than the
-    ridge where a few inputs are much larger than the others: then ten times as much is tried.
+    Rounded Grams may have eigenvalues below zero; where they exceed the ridge (thousands of inputs,
+    alpha 1) ten times as much is tried.
     """
     while True:
         ridged = matrix.clone()
@@ -72,7 +74,7 @@ def _cholesky(matrix: Tensor, ridge: float) -> tuple[Tensor, float]:
         factor, failed = torch.linalg.cholesky_ex(ridged)
         if not int(failed):
             return factor, ridge
-        ridge *= 10.0
+        ridge = 10.0 * ridge
 
 
 _KNOBS = (KnobFacts("alpha", 0.9),)
