@@ -56,6 +56,19 @@ def _as_model_ref(value: Any) -> Any:
 Model = Annotated[ModelRef, BeforeValidator(_as_model_ref)]
 
 
+class StatisticsConfig(_Section):
+    """What is collected beside the weights, for operators that need it.
+
+    `samples` texts of at most `max_length` tokens, spread over the file `text`, are run through
+    each expert. `second_moments` names a safetensors file of Adam's `exp_avg_sq` for each expert.
+    """
+
+    text: str | None = None
+    samples: int = Field(default=256, ge=1)
+    max_length: int = Field(default=512, ge=2)
+    second_moments: dict[str, str] = Field(default_factory=dict)
+
+
 class SpaceConfig(_Section):
     """What is searched; `target` names another space class, which then takes `options`."""
 
@@ -65,6 +78,7 @@ class SpaceConfig(_Section):
     prepare: dict[str, Knob] = Field(default_factory=dict)
     target: str = LAYERWISE_SPACE
     options: dict[str, Any] = Field(default_factory=dict)
+    statistics: StatisticsConfig = StatisticsConfig()
 
     def spec(self, seed: int) -> Spec:
         """How to build it, but for the experts and groups that it is bound to."""
@@ -276,6 +290,16 @@ class Config(_Section):
             raise ValueError(f"objectives have distinct names, but they are {', '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _known_second_moments(self) -> Self:
+        unknown = sorted(self.space.statistics.second_moments.keys() - self.experts.keys())
+        if unknown:
+            raise ValueError(
+                f"second moments are of experts, but there is no expert {', '.join(unknown)}: "
+                f"choose among {', '.join(self.experts)}"
+            )
+        return self
+
     @property
     def digest(self) -> str:
         """Content address of what decides the run's results.
@@ -426,8 +450,17 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
             options["include_path"] = absolute(options["include_path"])
         return one.model_copy(update={**paths, "options": options})
 
+    def space(one: SpaceConfig) -> SpaceConfig:
+        given = one.statistics
+        paths: Mapping[str, Any] = {
+            "text": None if given.text is None else absolute(given.text),
+            "second_moments": {name: absolute(path) for name, path in given.second_moments.items()},
+        }
+        return one.model_copy(update={"statistics": given.model_copy(update=paths)})
+
     return config.model_copy(
         update={
+            "space": space(config.space),
             "base": model(config.base),
             "experts": {name: model(ref) for name, ref in config.experts.items()},
             "objectives": [objective(one) for one in config.objectives],
