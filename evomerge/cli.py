@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.text import Text
 
 from evomerge.errors import ConfigError, EvomergeError, RunError
 from evomerge.history import History, read_history
+
+if TYPE_CHECKING:
+    from evomerge.evaluation import ModelSources
 
 app = typer.Typer(
     name="evomerge",
@@ -88,6 +91,38 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
         style = "yellow" if fact.is_warning else "bold"
         console.print(Text.assemble((f"{fact.name:>12}  ", style), fact.text))
     console.print(Text("everything is in place", style="green"))
+
+
+@app.command()
+def inspect(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="YAML configuration, or a base and its experts.", metavar="MODEL..."),
+    ],
+    full: Annotated[bool, typer.Option("--full", help="Also by layer and kind.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="PNG file to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what the experts change, before any search: norms, cosines, signs of trouble."""
+    from evomerge.evaluation import open_models
+    from evomerge.inspection import inspect as compare
+    from evomerge.reporting.inspection import inspection_png, inspection_rows, inspection_tables
+
+    opened = open_models(_sources(models))
+    inspection = compare(opened.base, opened.experts, opened.anatomy)
+    if picture is not None:
+        inspection_png(inspection, picture)
+    if as_json:
+        _print_json(inspection_rows(inspection))
+        return
+    for part in inspection_tables(inspection, full=full):
+        console.print(part)
+    if picture is not None:
+        console.print(Text.assemble("wrote ", (str(picture), "bold")))
+    for warning in inspection.warnings:
+        console.print(Text.assemble(("warning: ", "bold yellow"), (warning, "yellow")))
+    if not inspection.warnings:
+        console.print(Text("nothing looks wrong", style="green"))
 
 
 @app.command()
@@ -281,6 +316,23 @@ def write_report(
         write_page(history, space.decode, page or folder.views / "report.html"),
         front_png(history, picture or folder.views / "front.png"),
     ]
+
+
+def _sources(models: Sequence[str]) -> "ModelSources":
+    """Of a configuration, or of a base and experts, which are named after their folders."""
+    from evomerge.config import read_config
+    from evomerge.evaluation import ModelSource, ModelSources, worker_setup
+
+    if len(models) == 1:
+        return worker_setup(read_config(Path(models[0]))).models
+    base, *paths = models
+    experts: dict[str, ModelSource] = {}
+    for path in paths:
+        name = stem = Path(path).name
+        while name in experts:
+            name = f"{stem}_{len(experts)}"
+        experts[name] = ModelSource(path)
+    return ModelSources(ModelSource(base), experts, allow_tokenizer_mismatch=True)
 
 
 def _conclude(history: History, run: Path) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "check_tensors",
     "check_tokenizer",
     "disparity_warning",
+    "identical_to_base",
     "identity_warning",
     "setting_warnings",
 ]
@@ -196,6 +197,11 @@ def identity_warning(
         W0, W = base.read(ours), expert.read(theirs)
         if W0.dtype != W.dtype or not torch.equal(W0, W):
             return None
+    return identical_to_base(name)
+
+
+def identical_to_base(name: str) -> str:
+    """What it means that an expert changes nothing."""
     return f"expert {name} is identical to the base: its coefficients have no effect"
 
 
