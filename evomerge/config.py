@@ -18,7 +18,7 @@ from evomerge.datatypes import Direction, Knob, Objective, Spec, digest_of
 from evomerge.errors import ConfigError
 
 # Content by its import path: the engine itself never imports it.
-LAYERWISE_SPACE = "search_spaces.layerwise:LayerwiseSpace"
+MERGE_SPACE = "search_spaces.merge_space:merge_space"
 LM_EVAL_FITNESS = "fitness.lm_eval:LmEvalFitness"
 PYTHON_FITNESS = "fitness.python_callable:PythonFitness"
 UNLABELED_FITNESS = "fitness.unlabeled:UnlabeledFitness"
@@ -70,25 +70,30 @@ class StatisticsConfig(_Section):
 
 
 class SpaceConfig(_Section):
-    """What is searched; `target` names another space class, which then takes `options`."""
+    """What is searched: a preset and what overrides it; docs/search_spaces.md explains the keys.
 
-    operator: str = "task_arithmetic"
+    `target` names another space class, which then takes `options`.
+    """
+
+    preset: str | None = None
+    operator: str | None = None
     coefficients: dict[str, Any] = Field(default_factory=dict)
     gates: dict[str, Any] | None = None
+    genes: dict[str, Any] = Field(default_factory=dict)
     prepare: dict[str, Knob] = Field(default_factory=dict)
-    target: str = LAYERWISE_SPACE
+    runtime: dict[str, Knob] = Field(default_factory=dict)
+    strength: float | None = None
+    variants: list[dict[str, Any]] | None = None
+    target: str = MERGE_SPACE
     options: dict[str, Any] = Field(default_factory=dict)
     statistics: StatisticsConfig = StatisticsConfig()
 
     def spec(self, seed: int) -> Spec:
         """How to build it, but for the experts and groups that it is bound to."""
-        if self.target != LAYERWISE_SPACE:
+        if self.target != MERGE_SPACE:
             return Spec(self.target, self.options)
-        arguments: dict[str, Any] = {"operator": self.operator, "prepare": self.prepare}
-        if self.coefficients:
-            arguments["coefficients"] = self.coefficients
-        if self.gates is not None:
-            arguments["gates"] = self.gates
+        given = self.model_dump(exclude={"target", "options", "statistics"})
+        arguments = {key: value for key, value in given.items() if value not in (None, {})}
         return Spec(self.target, {**arguments, "seed": seed})
 
 

@@ -88,10 +88,30 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One coordinate of the unit cube: `binary` ones decode to 1 where u >= 0.5, else 0."""
+    """One coordinate of the unit cube.
+
+    `binary` ones decode to 1 where u >= 0.5, else 0. `categorical` ones decode to one of
+    `n_choices` that have no order; a point names a choice by the middle of its share of [0, 1].
+    """
 
     label: str
-    kind: Literal["real", "binary"] = "real"
+    kind: Literal["real", "binary", "categorical"] = "real"
+    n_choices: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.kind == "categorical") != (self.n_choices >= 2):
+            raise ValueError(
+                f"a categorical dimension has two choices at least and no other has any, but "
+                f"{self.label!r} is {self.kind} with {self.n_choices}"
+            )
+
+    def choice(self, u: float) -> int:
+        """The choice of a coordinate in [0, 1], counted from 0."""
+        return min(int(u * self.n_choices), self.n_choices - 1)
+
+    def position(self, choice: int) -> float:
+        """The coordinate that names a choice, in nine digits as samplers propose."""
+        return round((choice + 0.5) / self.n_choices, 9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def worker_setup(config: "Config", *, spool_folder: Path | None = None) -> Worke
         ),
         fitness=config.fitness(),
         cache=os.environ.get("EVOMERGE_CACHE", cache),
-        operator=config.space.operator,
+        operator=config.space.operator or "task_arithmetic",
         prepare=config.space.prepare,
         seed=config.seed,
         spool=None if spool_folder is None else str(spool_folder),

@@ -1,36 +1,30 @@
-"""Coefficients that vary with expert, depth and kind of a layer, with optional gates."""
+"""One operator: coefficients by a map, optional gates, and knobs as genes."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
-from evomerge.datatypes import Dimension, FloatArray, Group, Knob, Recipe
+from evomerge.datatypes import Dimension, Group, Knob, Recipe
 from evomerge.errors import ConfigError
-from search_spaces.options import interval, known
-from search_spaces.partitions import Partition, by_block, by_part, everything
-from search_spaces.value_maps import VALUE_MAPS, ValueMap
+from search_spaces.gates import gates as build_gates
+from search_spaces.genes import Genes
+from search_spaces.knob_genes import STRENGTH, KnobGenes, knob_genes
+from search_spaces.maps import coefficient_map
+from search_spaces.options import DECIMALS, number
 
-LOW, HIGH = -0.2, 1.5
-DECIMALS = 6
-"""Digits of a coefficient: points that no merge can tell apart share a recipe and its digest."""
-
-GATES = {
-    frozenset({"expert"}): everything,
-    frozenset({"expert", "layer"}): by_block,
-    frozenset({"expert", "kind"}): by_part,
-}
 NOTHING: Mapping[str, object] = MappingProxyType({})
+NO_KNOBS: Mapping[str, Knob] = MappingProxyType({})
 
 
 class LayerwiseSpace:
-    """C[k, g] = gate[k, g] * value_k(depth(g), kind(g)), every value in [low, high].
+    """C[k, g] = strength * gate[k, g] * value_k(depth(g), kind(g)).
 
-    `coefficients` chooses the value map (`map`: global, depth_bins, depth_spline, kind_depth or
-    per_layer), its own options (`knots`, `bins`) and the range (`low`, `high`); negative values
-    occur where the range has them. `gates` adds binary dimensions: `{per: [expert]}`,
-    `{per: [expert, layer]}` (all outside the layers shares one) or `{per: [expert, kind]}`
-    (attention, mlp, rest); an expert contributes exactly nothing where its gate is off.
+    `coefficients` chooses the map (`map`, see `search_spaces.maps`), its own options and mostly a
+    range (`low`, `high`) and where to start (`start`); negative values occur where the range has
+    them. `gates` adds binary dimensions: `{per: [expert]}`, `{per: [expert, layer]}` (all outside
+    the layers shares one) or `{per: [expert, kind]}` (attention, mlp, rest). `genes` makes knobs
+    vary (see `search_spaces.knob_genes`); `prepare` and `runtime` fix others.
     """
 
     def __init__(
@@ -41,7 +35,10 @@ class LayerwiseSpace:
         operator: str = "task_arithmetic",
         coefficients: Mapping[str, object] = NOTHING,
         gates: Mapping[str, object] | None = None,
-        prepare: Mapping[str, Knob] = MappingProxyType({}),
+        genes: Mapping[str, object] = NOTHING,
+        prepare: Mapping[str, Knob] = NO_KNOBS,
+        runtime: Mapping[str, Knob] = NO_KNOBS,
+        strength: float = 1.0,
         seed: int = 0,
     ) -> None:
         """Bind the space to a model.
@@ -61,43 +58,36 @@ class LayerwiseSpace:
         if not self._groups or len(set(self._groups)) < len(self._groups):
             raise ValueError(f"groups need at least one and distinct labels, got {self._groups}")
         self._operator = operator
-        self._prepare = dict(prepare)
         self._seed = seed
-        self._map = _value_map(groups, coefficients)
-        self._low, self._high = interval(coefficients, LOW, HIGH)
-        self._gates = None if gates is None else _gates(groups, gates)
-        self._dimensions = tuple(
-            [Dimension(_label(k, place)) for k in self._experts for place in self._map.labels]
-            + [
-                Dimension(f"gate {_label(k, place)}", kind="binary")
-                for k in self._experts
-                for place in (self._gates.labels if self._gates else ())
-            ]
-        )
+        self._strength = number("strength", strength, 1.0)
+        if self._strength == 0.0:
+            raise ConfigError("strength must not be 0: all merges would be the base")
+        self._map = coefficient_map(self._experts, groups, coefficients)
+        self._gates = None if gates is None else build_gates(self._experts, groups, gates)
+        fixed = {**prepare, **runtime, STRENGTH: self._strength}
+        self._knobs: KnobGenes = knob_genes(self._experts, genes, fixed)
+        varied = self._knobs.replaces(self._experts)
+        self._prepare = {name: value for name, value in prepare.items() if name not in varied}
+        self._runtime = {name: value for name, value in runtime.items() if name not in varied}
+        of_map, of_gates = self._map.genes, self._gates.genes if self._gates else ()
+        self._n_coefficients, self._n_gates = len(of_map), len(of_gates)
+        every = (*of_map, *of_gates, *self._knobs.genes)
+        self._genes = Genes(every)
+        self._dimensions = tuple(gene.dimension for gene in every)
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """Coefficients by expert and place (`math @ depth 0.50`), then gates the same way."""
+        """Coefficients by expert and place (`math @ depth 0.50`), gates the same way, knobs."""
         return self._dimensions
 
     @property
     def anchors(self) -> tuple[tuple[float, ...], ...]:
-        """The uniform average, then task arithmetic at 0.3 and 0.4, all gates on.
+        """Those of the map (as a rule the uniform average, then task arithmetic at 0.3 and 0.4).
 
-        Each is the nearest value inside the range; values that coincide appear once.
+        All gates are on and all knobs at their starts.
         """
-        wished = np.array([1.0 / len(self._experts), 0.3, 0.4])
-        values = np.round(np.clip(wished, self._low, self._high), DECIMALS)
-        n_gates = sum(dimension.kind == "binary" for dimension in self._dimensions)
-        n_reals = len(self._dimensions) - n_gates
-        return tuple(
-            (u,) * n_reals + (1.0,) * n_gates
-            for u in (
-                # the rounded value of a bound may lie outside by half a digit
-                min(max(float((value - self._low) / (self._high - self._low)), 0.0), 1.0)
-                for value in dict.fromkeys(values)
-            )
-        )
+        rest = (*(1.0,) * self._n_gates, *self._knobs.starts)
+        return tuple(self._genes.positions((*values, *rest)) for values in self._map.anchors)
 
     def decode(self, u: Sequence[float]) -> Recipe:
         """The recipe of a point.
@@ -116,56 +106,19 @@ class LayerwiseSpace:
             )
         if not ((point >= 0.0) & (point <= 1.0)).all():  # False for NaN
             raise ValueError(f"a point must lie in the unit cube, got {tuple(u)}")
-        matrix = np.round(self._matrix(point), DECIMALS) + 0.0  # no -0.0: it has another digest
+        values = self._genes.values(point)
+        n, end = self._n_coefficients, self._n_coefficients + self._n_gates
+        knobs = self._knobs.knobs(values[end:])
+        C = self._map.matrix(values[:n]) * float(knobs.pop(STRENGTH, self._strength))
+        if self._gates is not None:
+            C = C * self._gates.mask(values[n:end])
+        C = np.round(C, DECIMALS) + 0.0  # no -0.0: it has another digest
         return Recipe(
             operator=self._operator,
             experts=self._experts,
             groups=self._groups,
-            coefficients=tuple(tuple(row) for row in matrix.tolist()),
+            coefficients=tuple(tuple(row) for row in C.tolist()),
             prepare=self._prepare,
+            runtime={**self._runtime, **knobs},
             seed=self._seed,
         )
-
-    def _matrix(self, point: FloatArray) -> FloatArray:
-        """`C[k, g]`, shape `(n_experts, n_groups)`."""
-        n_experts, n_reals = len(self._experts), len(self._experts) * len(self._map.labels)
-        v = self._low + (self._high - self._low) * point[:n_reals].reshape(n_experts, -1).T
-        # rounding must not leave the range
-        C = np.clip(self._map.values(v), self._low, self._high).T
-        if self._gates is None:
-            return C
-        on = (point[n_reals:] >= 0.5).astype(np.float64).reshape(n_experts, -1).T
-        return C * self._gates.values(on).T
-
-
-def _label(expert: str, place: str) -> str:
-    return f"{expert} @ {place}" if place else expert
-
-
-def _value_map(groups: Sequence[Group], coefficients: Mapping[str, object]) -> ValueMap:
-    name = known("the map of coefficients", coefficients.get("map", "depth_spline"), VALUE_MAPS)
-    build, defaults = VALUE_MAPS[name]
-    for key in coefficients:
-        known(f"a key of coefficients with map {name}", key, ["map", "low", "high", *defaults])
-    return build(groups, **{key: coefficients.get(key, defaults[key]) for key in defaults})
-
-
-def _gates(groups: Sequence[Group], gates: Mapping[str, object]) -> Partition:
-    for key in gates:
-        known("a key of gates", key, ["per"])
-    per = gates.get("per")
-    names = [per] if isinstance(per, str) else per
-    if not isinstance(names, Sequence):
-        raise ConfigError(
-            f"gates need per, a list, but got {per!r}: write per: [expert, layer], "
-            f"[expert, kind] or [expert]"
-        )
-    chosen = frozenset(
-        known("an entry of gates.per", n, ["expert", "kind", "layer"]) for n in names
-    )
-    if chosen not in GATES:
-        raise ConfigError(
-            f"gates.per must be [expert], [expert, layer] or [expert, kind], but got "
-            f"{list(names)}: choose one of these"
-        )
-    return GATES[chosen](groups)

@@ -73,6 +73,11 @@ def by_layer(groups: Sequence[Group]) -> Partition:
     return _divide(groups, key)
 
 
+def by_group(groups: Sequence[Group]) -> Partition:
+    """Every group: the tensors of one kind in one layer, mostly one tensor."""
+    return Partition(labels=tuple(g.label for g in groups), index=tuple(range(len(groups))))
+
+
 def by_block(groups: Sequence[Group]) -> Partition:
     """Every layer, and all that is outside the layers together."""
     n_layers = _n_layers(groups)
