@@ -201,13 +201,16 @@ class Adapter:
     def factors(self, name: str) -> Factors | None:
         """`A` `(r, columns)`, `B` `(rows, r)`, both fp32, and the scale, or None.
 
-        None if the weight is untouched or also changed as a whole: then only `delta` tells.
+        None if the weight is untouched or also changed as a whole: then only `delta` tells. (PEFT
+        saves embeddings whole beside their factors, but mostly as the base has them.)
 
         Raises:
             CheckpointError: A factor holds NaN or infinity.
         """
         pair = self._pairs.get(name)
-        return None if pair is None or name in self._full else (*self._factors(pair), pair.scale)
+        if pair is None or self._replaced(name) is not None:
+            return None
+        return (*self._factors(pair), pair.scale)
 
     def delta(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor | None:
         """Elements `start` to `stop` of the flattened change in fp32, or None if untouched.
@@ -217,13 +220,9 @@ class Adapter:
         Raises:
             CheckpointError: A tensor holds NaN or infinity.
         """
-        total: torch.Tensor | None = None
         if stop is None:
             stop = self.base.tensors[name].n_parameters
-        if name in self._full:
-            key = self._full[name]
-            theirs = self._weights.read(key)
-            total = self.base.change_to(theirs, f"{key} in {self.path}", name, start, stop)
+        total = self._replaced(name, start, stop)
         if name in self._biases:
             key, scale = self._biases[name]
             bias = self._finite(key, self._weights.read(key).reshape(-1)[start:stop])
@@ -237,6 +236,14 @@ class Adapter:
     def release(self) -> None:
         """Unmap the files as soon as nothing read from them is in use; reading maps them again."""
         self._weights.release()
+
+    def _replaced(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor | None:
+        """The change to a weight that was saved as a whole, flat; None if there is none."""
+        if name not in self._full:
+            return None
+        key = self._full[name]
+        theirs = self._weights.read(key)
+        return self.base.change_to(theirs, f"{key} in {self.path}", name, start, stop)
 
     def _product(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of `scale * B @ A`, flattened.
