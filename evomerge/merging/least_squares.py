@@ -7,13 +7,16 @@ the opposite of an expert, and only the ratios of the coefficients count.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.operators.operator import TensorContext
 from evomerge.merging.pieces import BLOCK, Piece
+
+if TYPE_CHECKING:  # the operators' package imports this module
+    from evomerge.merging.operators.operator import TensorContext
 
 GRAM = "gram"
 """Aid: `X^T X / n` of the inputs X of a linear layer, `(in, in)`."""
@@ -25,7 +28,7 @@ SECOND_MOMENT = "second_moment"
 """Aid: Adam's running mean of squared gradients, of the weight's shape."""
 
 
-def inner_weights(piece: Piece, context: TensorContext) -> list[float]:
+def inner_weights(piece: Piece, context: "TensorContext") -> list[float]:
     """The `|c_j|` inside the inverse: ones where coefficients are frozen, or all zero."""
     weights = [abs(c) for c in context.weights or ()]
     return weights if any(weights) else [1.0] * len(piece.deltas)
@@ -36,19 +39,19 @@ def mean(piece: Piece, weights: list[float]) -> list[Tensor]:
     return [t / sum(weights) for t in piece.deltas]
 
 
-def has(aid: str, context: TensorContext) -> bool:
+def has(aid: str, context: "TensorContext") -> bool:
     """Whether every expert has it for this tensor."""
     return bool(context.aids) and all(aid in aids for aids in context.aids)
 
 
-def blocks(aid: str, context: TensorContext) -> Iterator[list[Tensor]]:
+def blocks(aid: str, context: "TensorContext") -> Iterator[list[Tensor]]:
     """The experts' values of an element-wise aid, flat and in float64, a block after the other."""
     flat = [aids[aid].reshape(-1) for aids in context.aids]
     for start in range(0, context.n_elements, BLOCK):
         yield [values[start : start + BLOCK].double() for values in flat]
 
 
-def part(aid: str, piece: Piece, context: TensorContext) -> list[Tensor]:
+def part(aid: str, piece: Piece, context: "TensorContext") -> list[Tensor]:
     """The experts' values of an element-wise aid where the piece is, flat and in float64."""
     return [aids[aid].reshape(-1)[piece.elements].double() for aids in context.aids]
 
