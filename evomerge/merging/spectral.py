@@ -6,7 +6,7 @@ Every decomposition goes by the eigenvalues of the smaller Gram matrix. In float
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -68,30 +68,37 @@ def mean_bases(piece: Piece) -> list[Tensor]:
     return [delta / len(piece.deltas) for delta in piece.deltas]
 
 
-def flat_bases(bases: Sequence[Tensor]) -> list[Tensor]:
+def flat_bases(bases: Iterable[Tensor]) -> list[Tensor]:
     """Matrices as the engine takes them: flat, contiguous and fp32."""
     return [basis.to(torch.float32).reshape(-1).contiguous() for basis in bases]
 
 
-def positive_eigenpairs(gram: Tensor) -> tuple[Tensor, Tensor]:
+def largest_norm(matrices: Iterable[Tensor]) -> float:
+    """The largest Frobenius norm: what is small against it in a difference is rounding."""
+    return max(float(torch.linalg.norm(X)) for X in matrices)
+
+
+def positive_eigenpairs(gram: Tensor, scale: float = 0.0) -> tuple[Tensor, Tensor]:
     """Eigenvalues `(r,)`, descending, and eigenvectors `(n, r)` of an `(n, n)` Gram matrix.
 
-    Only those above `FLOOR^2` times the largest one: of a matrix of zeros there are none.
+    Only those whose root is above `FLOOR` times the largest one's, and above `FLOOR scale`: the
+    size of what the matrix is a sum or a difference of. Of a matrix of zeros there are none.
     """
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0), vectors.flip(1)
-    r = int((values > FLOOR**2 * values[:1]).sum())
+    r = int((values > FLOOR**2 * values[:1].clamp(min=scale**2)).sum())
     return values[:r], vectors[:, :r]
 
 
-def thin_svd(X: Tensor, rank: int | None = None) -> Svd:
-    """The singular triplets of an `(m, n)` matrix, at most `rank` of them, none below the floor.
+def thin_svd(X: Tensor, rank: int | None = None, scale: float = 0.0) -> Svd:
+    """The singular triplets of an `(m, n)` matrix, at most `rank` of them.
 
-    The sign of a pair of vectors is LAPACK's choice, as is the basis among equal values.
+    None below the floor (see `positive_eigenpairs`). The sign of a pair of vectors is LAPACK's
+    choice, as is the basis among equal values.
     """
     X = X.double()
     is_wide = X.shape[0] <= X.shape[1]
-    values, vectors = positive_eigenpairs(X @ X.T if is_wide else X.T @ X)
+    values, vectors = positive_eigenpairs(X @ X.T if is_wide else X.T @ X, scale)
     S, near = values[:rank].sqrt(), vectors[:, :rank]
     far = (X.T if is_wide else X) @ near / S
     return Svd(near, S, far) if is_wide else Svd(far, S, near)
