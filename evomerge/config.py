@@ -253,7 +253,7 @@ class FinalConfig(_Section):
     front: int = Field(default=24, ge=0)
 
 
-_MAY_CHANGE = {"budget", "workers", "cache", "reuse_evaluations", "fuse"}
+_MAY_CHANGE = {"budget", "workers", "cache", "bank_gigabytes", "reuse_evaluations", "fuse"}
 
 
 class Config(_Section):
@@ -273,6 +273,7 @@ class Config(_Section):
     fuse: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
     cache: str | None = None
+    bank_gigabytes: float = Field(default=100.0, gt=0)
     reuse_evaluations: bool = True
     allow_pickle: bool = False
     trust_remote_code: bool = False

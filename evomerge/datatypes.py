@@ -275,6 +275,7 @@ class WorkerFacts:
     settings: tuple[str, ...] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

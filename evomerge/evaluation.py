@@ -10,9 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +24,6 @@ from evomerge.datatypes import (
     Failure,
     ItemFacts,
     Job,
-    Knob,
     Objective,
     Recipe,
     Spec,
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
     from evomerge.checkpoints.experts import Expert
     from evomerge.checkpoints.reading import Checkpoint
     from evomerge.config import Config
-    from evomerge.merging.bank import Bank
     from evomerge.protocols import Fitness
 
 
@@ -74,16 +71,16 @@ class ModelSources:
 class WorkerSetup:
     """All that a worker needs to start, plain enough to cross processes; paths are absolute.
 
-    The basis of `operator` with the knobs `prepare` is kept as a bank under `cache`; recipes of
-    other operators (baselines) are prepared as they come. Results are spooled to `spool`, if any.
+    The bases of the operators of `announced` recipes are kept as banks under `cache`, which may
+    take `bank_bytes` in all; those of others (baselines) are prepared as they come. Results are
+    spooled to `spool`, if any.
     """
 
     models: ModelSources
     fitness: tuple[Spec, ...]
     cache: str
-    operator: str = "task_arithmetic"
-    prepare: Mapping[str, Knob] = field(default_factory=dict)
-    seed: int = 0
+    announced: tuple[Recipe, ...] = ()
+    bank_bytes: int = 100_000_000_000
     spool: str | None = None
     threads: int = 1
     device: str = "auto"
@@ -105,9 +102,7 @@ def worker_setup(config: "Config", *, spool_folder: Path | None = None) -> Worke
         ),
         fitness=config.fitness(),
         cache=os.environ.get("EVOMERGE_CACHE", cache),
-        operator=config.space.operator or "task_arithmetic",
-        prepare=config.space.prepare,
-        seed=config.seed,
+        bank_bytes=int(config.bank_gigabytes * 1e9),
         spool=None if spool_folder is None else str(spool_folder),
         threads=workers.threads or max(1, (os.cpu_count() or 1) // workers.count),
         device=workers.device,
@@ -177,7 +172,8 @@ class Worker:
         import torch
 
         from evomerge.checkpoints.compatibility import disparity_warning
-        from evomerge.merging.materialize import Materializer
+        from evomerge.merging.shelf import Shelf
+        from evomerge.merging.variant import Variant
 
         torch.set_num_threads(setup.threads)
         self._spool = None if setup.spool is None else Path(setup.spool)
@@ -189,21 +185,30 @@ class Worker:
         _refuse_overlap(items)
         self._models = models
         self._cache = Path(setup.cache)
-        bank = self._open_bank(setup.operator, setup.prepare, setup.seed)
+        names = tuple(expert.name for expert in models.experts)
+        announced = [Variant.of_recipe(recipe) for recipe in setup.announced]
         model, tokenizer = load_live_model(
             models.base, device, trust_remote_code=setup.models.trust_remote_code
         )
-        self._materializer = Materializer(models.base, bank, models.anatomy, model)
+        self._shelf = Shelf(
+            self._cache,
+            models.base,
+            models.experts,
+            models.anatomy,
+            model,
+            announced=announced,
+            most_bytes=setup.bank_bytes,
+        )
         self._live = LoadedModel(
             model,
             tokenizer,
             recipe=self._recipe_of("base"),
-            experts=tuple(expert.name for expert in models.experts),
+            experts=names,
             groups=models.anatomy.groups,
             digest=digest_of(models.digests),
             cache=self._cache,
             writer=lambda name: self._materialize(self._recipe_of(name)),
-            compare=self._materializer.weights,
+            compare=self._shelf.weights,
         )
         for fitness in self._fitness:
             fitness.bind(self._live)
@@ -214,10 +219,11 @@ class Worker:
             items=tuple(facts for pair in items for facts in pair),
             model_bytes=models.base.n_bytes,
             settings=tuple(fitness.settings for fitness in self._fitness),
-            norms=bank.norms,
+            notes=tuple(self._shelf.notes),
+            norms=self._shelf.norms,
             warnings=(
                 *models.warnings,
-                *filter(None, [disparity_warning(bank.norms)]),
+                *filter(None, [disparity_warning(self._shelf.norms)]),
                 *(warning for fitness in self._fitness for warning in fitness.warnings),
             ),
         )
@@ -297,32 +303,7 @@ class Worker:
 
     def _materialize(self, recipe: Recipe) -> None:
         self._live.recipe = recipe
-        if self._materializer.serves(recipe):
-            self._materializer.write(recipe)
-            return
-        # A baseline of another operator than the one that is searched: asked for once, so its
-        # bank is not kept open, and never beside the other.
-        from evomerge.merging.materialize import Materializer
-
-        self._materializer.release()
-        base, anatomy = self._models.base, self._models.anatomy
-        Materializer(base, self._open_bank(), anatomy, self._live.model).write(recipe)
-
-    def _open_bank(
-        self,
-        operator: str = "task_arithmetic",
-        prepare: Mapping[str, Knob] = MappingProxyType({}),
-        seed: int = 0,
-    ) -> "Bank":
-        """A bank, made if need be; the files it was made from are let go of."""
-        from evomerge.merging.bank import Bank
-
-        base, experts, anatomy = self._models.base, self._models.experts, self._models.anatomy
-        bank = Bank.open_or_build(self._cache, base, experts, anatomy, operator, prepare, seed)
-        base.release()
-        for expert in experts:
-            expert.release()
-        return bank
+        self._shelf.write(recipe)
 
 
 def _give_free_memory_back() -> None:

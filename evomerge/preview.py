@@ -55,6 +55,7 @@ def preview(session: Session) -> list[Fact]:
             f"{_size((n_experts + 2) * facts.model_bytes)} each for weights",
         ),
     ]
+    lines += [Fact("bank", note) for note in facts.notes]
     no_held_out = [
         name
         for items in facts.items
@@ -146,10 +147,9 @@ def _estimators(session: Session) -> str:
 
 def _space(session: Session) -> str:
     dimensions: Sequence[str] = [d.kind for d in session.space.dimensions]
-    n_binary = dimensions.count("binary")
-    text = f"{len(dimensions) - n_binary} real"
-    if n_binary:
-        text += f" and {n_binary} binary"
+    kinds = ("real", "binary", "categorical")
+    counts = [f"{n} {kind}" for kind in kinds if (n := dimensions.count(kind))]
+    text = " and ".join(counts)
     return f"{text} genes over {len(session.executor.facts.groups)} groups of tensors"
 
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -175,7 +175,11 @@ class Session:
         for kind, name in dict(config.estimators).items():
             if kind != "options":
                 estimator_name(name, kind)  # refused before a worker loads a model
-        self.executor: Executor = start_executor(config.workers, setup)
+        # Every operator and bank that the search will ask for is at one of its anchors.
+        announced = tuple(self.space.decode(u) for u in self.space.anchors)
+        self.executor: Executor = start_executor(
+            config.workers, replace(setup, announced=announced)
+        )
         try:
             found = {objective.name: objective for objective in self.executor.facts.objectives}
             self.objectives = tuple(found[objective.name] for objective in named)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evomerge.checkpoints.reading import TensorFacts
 
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
 _ALIGNMENT = 64
 
 

@@ -133,7 +133,7 @@ class Operator:
     whole: bool = False
     early: bool = False
     disjoint: bool = False
-    n_experts: tuple[int, int | None] = (1, None)
+    n_experts: tuple[int, int | None] = (0, None)
     needs: tuple[str, ...] = ()
 
     @property

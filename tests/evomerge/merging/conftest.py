@@ -13,9 +13,9 @@ from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.experts import Expert, open_expert
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.datatypes import Recipe
-from evomerge.merging import materialize
+from evomerge.merging import materialize, mixing
 from evomerge.merging.bank import Bank
-from evomerge.merging.native import native_mix
+from evomerge.merging.native import kernels
 
 EXPERTS = ("chat", "math", "code")
 
@@ -34,8 +34,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What sums bfloat16 on the CPU."""
     if request.param == "torch":
-        monkeypatch.setattr(materialize, "native_mix", lambda: None)
-    elif native_mix() is None:
+        for module in (materialize, mixing):
+            monkeypatch.setattr(module, "kernels", lambda: None)
+    elif kernels() is None:
         pytest.skip("this machine has no C compiler")
     return str(request.param)
 

@@ -8,11 +8,26 @@ from hypothesis import strategies as st
 
 from evomerge.datatypes import Recipe
 from evomerge.errors import ConfigError, IncompatibleError
-from evomerge.merging import materialize
+from evomerge.merging import materialize, mixing
 from evomerge.merging.materialize import Materializer, merged_tensors
+from evomerge.merging.mixing import Mixer, Pieces
+from evomerge.merging.native import kernels
+from evomerge.merging.survey import Survey
 
 DTYPES = ("bfloat16", "float16", "float32")
-OPERATORS = ("task_arithmetic", "ties", "model_stock", "random_delta")
+OPERATORS = ("task_arithmetic", "ties", "della", "model_stock", "magmax", "random_delta")
+# Bases that are made for the candidate: operator and what it sets for itself.
+LIVE = [
+    ("ties", {"density": 0.37, "density@math": 0.8}),
+    ("ties_exact", {"scale": 1.3}),
+    ("dare", {"drop_rate": 0.4}),
+    ("dare_ties_exact", {"drop_rate": 0.6}),
+    ("della_linear", {"epsilon": 0.2}),
+    ("della_exact", {"density": 0.5, "epsilon@code": 0.4}),
+    ("breadcrumbs", {"density": 0.5, "gamma": 0.1}),
+    ("breadcrumbs_ties_exact", {}),
+    ("model_stock", {"blend": 0.5}),
+]
 
 
 def bound(world, model=None, bank=None, **options):
@@ -150,26 +165,84 @@ def test_bytes_do_not_depend_on_chunks_and_threads(
             assert same(model, first)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("operator", "free"), LIVE)
+@pytest.mark.parametrize("ranking", ["tensor", "model"])
+def test_live_bases_give_the_same_bytes_by_every_route(
+    make_world, dtype, operator, free, ranking, monkeypatch
+):
+    prepare = {} if operator == "model_stock" else {"ranking": ranking}
+    monkeypatch.setattr(materialize, "_SMALL_MODEL", 0)
+    world = make_world(dtype)
+    recipe = world.varied(operator=operator, runtime=free, prepare=prepare, seed=4)
+    first = dict(merged_tensors(world.base, world.experts, world.anatomy, recipe))
+    assert any(not torch.equal(t, world.base.read(name)) for name, t in first.items())
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        for chunk_elements in (None, 96):
+            state = weights(world, recipe, chunk_elements=chunk_elements)
+            assert all(torch.equal(bytes_of(state[n]), bytes_of(t)) for n, t in first.items())
+    for module in (materialize, mixing):
+        monkeypatch.setattr(module, "kernels", lambda: None)
+    state = weights(world, recipe)
+    assert all(torch.equal(bytes_of(state[n]), bytes_of(t)) for n, t in first.items())
+
+
+@pytest.mark.parametrize(("operator", "free"), LIVE)
+def test_a_live_operator_without_coefficients_is_the_base(world, operator, free):
+    model, materializer = bound(world)
+    materializer.write(world.recipe(0.0, 0.0, 0.0, operator=operator, runtime=free))
+    assert same(model, {name: world.base.read(name) for name in world.base.tensors})
+
+
+def test_what_is_live_equals_what_is_frozen_at_the_same_knobs(make_world):
+    world = make_world("float32")
+    for operator, knobs in (("ties", {"density": 0.3}), ("dare_ties", {"drop_rate": 0.5})):
+        live = weights(world, world.varied(operator=operator, runtime=knobs))
+        frozen = weights(world, world.varied(operator=operator, prepare=knobs))
+        assert all(torch.equal(live[name], frozen[name]) for name in live)
+
+
+def test_early_and_late_elections_are_the_same_merge_at_ones(make_world):
+    world = make_world("float32")
+    late = weights(world, world.recipe(1.0, 1.0, 1.0, operator="ties"))
+    early = weights(world, world.recipe(1.0, 1.0, 1.0, operator="ties_exact"))
+    for name, tensor in late.items():
+        torch.testing.assert_close(early[name], tensor, rtol=0, atol=1e-8)
+
+
+def test_statistics_are_kept_on_disk_and_found_again(world, monkeypatch):
+    recipe = world.recipe(0.3, 0.3, 0.3, operator="ties_exact")
+    folder = world.folder / "surveys"
+    first = weights(world, recipe, surveys=folder, key="k")
+    (kept,) = folder.glob("*.safetensors")
+    made = kept.stat().st_mtime_ns
+    monkeypatch.setattr(Survey, "make", None)
+    again = weights(world, recipe, surveys=folder, key="k")
+    assert kept.stat().st_mtime_ns == made
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("n_elements", [1, 7, 33, 300_007])
 def test_awkward_sizes_and_alignments_make_no_difference(dtype, n_elements, kernel):
     generator = torch.Generator().manual_seed(n_elements)
     room = torch.randn(4, n_elements + 8, generator=generator).to(dtype)
-    rows = np.array([[0.3, 0.0, -1.7]], dtype=np.float32)
+    rows = np.array([[0.3, 0.0, -1.7, 0.25]], dtype=np.float32)
     answers = []
     # Below, single elements and pieces of 17 would take a second.
     chunks = (17, 4096, 262_144, n_elements) if n_elements > 100 else (1, 17, 4096)
     for chunk in chunks:
         for offset in (0, 1, 3):
             for n_threads in (1, 2):
-                mixer = materialize._Mixer(chunk, n_threads)
+                mixer = Mixer(chunk, n_threads)
                 sources = [row.clone() for row in room[:, 8:]]
                 shifted = [torch.empty(n_elements + 8, dtype=dtype) for _ in range(5)]
                 views = [s[offset + i : offset + i + n_elements] for i, s in enumerate(shifted)]
                 for view, source in zip(views, sources, strict=False):
                     view.copy_(source)
                 pieces = mixer.cut(0, views[0], views[1:4], views[4])
-                mixer.mix(materialize._Pieces(pieces), rows)
+                mixer.mix(Pieces(pieces), rows)
                 answers.append(views[4].clone())
                 if chunk == 17:
                     break
@@ -203,13 +276,14 @@ def test_merges_are_linear_in_their_coefficients(make_world, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_torch_and_native_kernels_give_the_same_bytes(make_world, dtype, monkeypatch):
-    if materialize.native_mix() is None:
+    if kernels() is None:
         pytest.skip("this machine has no C compiler")
     world = make_world(dtype)
     # Sparse coefficients, huge ones that overflow, and subnormal weights.
     recipes = [world.varied(), world.recipe(0.0, 1e-9, -3.0), world.recipe(1e38, 1e38, 0.0)]
     native = [weights(world, recipe) for recipe in recipes]
-    monkeypatch.setattr(materialize, "native_mix", lambda: None)
+    for module in (materialize, mixing):
+        monkeypatch.setattr(module, "kernels", lambda: None)
     for recipe, state in zip(recipes, native, strict=True):
         other = weights(world, recipe)
         assert all(torch.equal(bytes_of(other[name]), bytes_of(state[name])) for name in state)
@@ -217,7 +291,7 @@ def test_torch_and_native_kernels_give_the_same_bytes(make_world, dtype, monkeyp
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_kernels_agree_on_every_kind_of_number(dtype, monkeypatch):
-    if materialize.native_mix() is None:
+    if kernels() is None:
         pytest.skip("this machine has no C compiler")
     tiny = torch.finfo(dtype).tiny
     special = [0.0, -0.0, 1.0, -1.0, tiny, -tiny / 4, 3e38, -3e38, float("inf"), -float("inf")]
@@ -225,17 +299,20 @@ def test_kernels_agree_on_every_kind_of_number(dtype, monkeypatch):
     base, first, second = (
         part.flatten() for part in torch.meshgrid(grid, grid, grid, indexing="ij")
     )
-    rows = np.array([[1e-3, 2.5], [0.0, -1.0], [-0.0, 0.0], [1e38, -1e38]], dtype=np.float32)
+    rows = np.array(
+        [[1e-3, 2.5, 0], [0.0, -1.0, 0], [-0.0, 0.0, -0.5], [1e38, -1e38, 1]], dtype=np.float32
+    )
 
     def sums():
-        mixer = materialize._Mixer(None, 1)
+        mixer = Mixer(None, 1)
         for group in range(len(rows)):
             target = torch.empty_like(base)
-            mixer.mix(materialize._Pieces(mixer.cut(group, base, [first, second], target)), rows)
+            mixer.mix(Pieces(mixer.cut(group, base, [first, second], target)), rows)
             yield target
 
     native = list(sums())
-    monkeypatch.setattr(materialize, "native_mix", lambda: None)
+    for module in (materialize, mixing):
+        monkeypatch.setattr(module, "kernels", lambda: None)
     for ours, theirs in zip(native, sums(), strict=True):
         # The bits of NaN differ even between the vector and scalar code of torch.
         is_nan = theirs.isnan()
@@ -244,8 +321,8 @@ def test_kernels_agree_on_every_kind_of_number(dtype, monkeypatch):
 
 
 def test_a_model_of_several_dtypes_is_written_as_each_alone(make_world):
-    mixer = materialize._Mixer(64, 2)
-    rows = np.array([[0.5, -1.25], [2.0, 0.0], [0.3, 0.3]], dtype=np.float32)
+    mixer = Mixer(64, 2)
+    rows = np.array([[0.5, -1.25, 0.1], [2.0, 0.0, 0.0], [0.3, 0.3, 0.0]], dtype=np.float32)
     generator = torch.Generator().manual_seed(0)
     dtypes = (torch.bfloat16, torch.float32, torch.float16)
     rooms = [torch.randn(4, 500, generator=generator).to(dtype) for dtype in dtypes]
@@ -254,7 +331,7 @@ def test_a_model_of_several_dtypes_is_written_as_each_alone(make_world):
         for group, (base, first, second, target) in enumerate(rooms)
         for piece in mixer.cut(group, base, [first, second], target)
     ]
-    mixer.mix(materialize._Pieces(pieces), rows)
+    mixer.mix(Pieces(pieces), rows)
     for group, (base, first, second, target) in enumerate(rooms):
         alone = torch.empty_like(target)
         mixer.mix_alone(mixer.cut(group, base, [first, second], alone), rows)

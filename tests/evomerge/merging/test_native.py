@@ -2,12 +2,12 @@ import shutil
 
 import pytest
 
-from evomerge.merging.native import native_mix
+from evomerge.merging.native import kernels
 
 
 @pytest.fixture
 def compile_again(monkeypatch):
-    return native_mix.__wrapped__
+    return kernels.__wrapped__
 
 
 def test_is_compiled_once(compile_again, tmp_path):
