@@ -11,15 +11,13 @@ import numpy as np
 
 from evomerge.datatypes import Candidate, FloatArray, Problem
 from evomerge.errors import ConfigError
-from evomerge.samplers.design import DECIMALS, binary_mask, proposal
+from evomerge.samplers.design import DECIMALS
 from evomerge.samplers.ledger import Ledger, Told
 from evomerge.samplers.options import checked_population, is_number
+from evomerge.samplers.relaxation import Relaxation
 
 SEPARABLE_FROM = 48
 """Dimensions from which a diagonal covariance does as well and costs a fraction (measured)."""
-
-FLIP_AT = 1.0364
-"""Standard deviations between a bit's mean and the threshold: it flips with probability .15."""
 
 CONVERGED = 1e-6
 """A generation narrower than this in every dimension has about one recipe."""
@@ -29,10 +27,11 @@ class CmaEsSampler:
     """Minimises one loss, or a declared weighted mean of several.
 
     The mean starts at the first anchor with `sigma` in every dimension; the anchors are candidates
-    of generation 0. Bits are relaxed to reals: they turn where these pass 0.5. A failed
-    candidate ranks last in its generation; a generation without any success changes nothing. When
-    the distribution has collapsed or stagnates, a new one with twice the population starts from
-    the next anchor (restarts with increasing population: Auger and Hansen 2005).
+    of generation 0. Bits are relaxed to reals: they turn where these pass 0.5; choices to one real
+    each, of which the largest wins. A failed candidate ranks last in its generation; a generation
+    without any success changes nothing. When the distribution has collapsed or stagnates (then its
+    bits and choices no longer turn), a new one with twice the population starts from the next
+    anchor (restarts with increasing population: Auger and Hansen 2005).
 
     From generation 1 on the distribution's mean is a candidate too, beside the samples: under noise
     it is better than the best of them. The distribution does not learn from it.
@@ -78,7 +77,7 @@ class CmaEsSampler:
         )
         self._seed = seed
         self._sigma = sigma
-        self._binary = binary_mask(problem)
+        self._relaxation = Relaxation(problem, sigma)
         self._ledger = Ledger(problem.n_objectives)
         self._generation = 0
         self._n_restarts = 0
@@ -99,7 +98,7 @@ class CmaEsSampler:
         """The next candidate, or None while a wholly asked generation is not wholly told."""
         if self._owes_mean:
             self._owes_mean, self._has_asked_mean = False, True
-            mean = proposal(np.asarray(self._optimizer.mean), self._binary)
+            mean = self._relaxation.proposed(np.asarray(self._optimizer.mean))
             return self._ledger.ask(self._generation, mean)
         if len(self._points) == self._population:
             return None
@@ -107,7 +106,7 @@ class CmaEsSampler:
             u, x = self._upcoming.pop(0)
         else:
             x = np.round(self._optimizer.ask(), DECIMALS)
-            u = tuple(proposal(x, self._binary))
+            u = tuple(self._relaxation.proposed(x))
         candidate = self._ledger.ask(self._generation, u)
         self._points[candidate.id] = x
         return candidate
@@ -164,7 +163,7 @@ class CmaEsSampler:
                 z = self._rng.randn(self._n_dim)  # ~ N(0, I)
                 return np.asarray(self._mean + self._sigma * (B @ (D * (B.T @ z))))
 
-        mean = self._relaxed(self._anchors[self._n_restarts % len(self._anchors)])
+        mean = self._relaxation.relaxed(self._anchors[self._n_restarts % len(self._anchors)])
         seed = np.random.SeedSequence([self._seed, 0xC3A, self._n_restarts])
         algorithm = SepCMA if len(mean) >= SEPARABLE_FROM else PortableCMA
         return algorithm(
@@ -176,20 +175,13 @@ class CmaEsSampler:
             population_size=self._population,
         )
 
-    def _relaxed(self, u: Sequence[float]) -> FloatArray:
-        """Where the distribution has a point: bits so near 0.5 that they can flip."""
-        x = np.array(u, dtype=np.float64)
-        away = min(FLIP_AT * self._sigma, 0.5)
-        x[self._binary] = np.where(x[self._binary] >= 0.5, 0.5 + away, 0.5 - away)
-        return x
-
     def _injected(self, anchor: Sequence[float]) -> FloatArray:
         """An anchor, no farther from the first mean than a sample would be.
 
         An injected point that is improbably far would blow up the step size (Hansen 2011,
         arXiv 1110.4181).
         """
-        mean, x = self._relaxed(self._anchors[0]), self._relaxed(anchor)
+        mean, x = (self._relaxation.relaxed(point) for point in (self._anchors[0], anchor))
         n = len(mean)
         length = float(np.linalg.norm(x - mean)) / self._sigma
         c_y = math.sqrt(n) + 2 * n / (n + 2)

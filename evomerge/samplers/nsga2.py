@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.datatypes import Candidate, FloatArray, Problem
-from evomerge.samplers.design import DECIMALS, binary_mask, centred_design
+from evomerge.samplers.design import DECIMALS, FLIP_PROBABILITY, Kinds, centred_design
 from evomerge.samplers.ledger import Ledger, Told
 from evomerge.samplers.options import checked_population
 
@@ -23,9 +22,10 @@ class Nsga2Sampler:
     """Minimises one or more losses at once; a generation is asked, told, and bred from.
 
     Generation 0 is the centred design. Real dimensions are varied by simulated binary crossover and
-    polynomial mutation, binary ones by uniform crossover and bit flips. A point is not proposed
-    twice in a run, unless all neighbours are exhausted. Failed candidates are infeasible: they
-    survive only where there are too few successes, and lose every tournament against one.
+    polynomial mutation, binary ones by uniform crossover and bit flips, categorical ones by uniform
+    crossover and another choice at random. A point is not proposed twice in a run, unless all
+    neighbours are exhausted. Failed candidates are infeasible: they survive only where there are
+    too few successes, and lose every tournament against one.
     """
 
     def __init__(self, problem: Problem, *, seed: int, population: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Nsga2Sampler:
         self._generation = 0
         self._unseen = _Unseen()
         self._algorithm = _algorithm(
-            binary_mask(problem),
+            Kinds.of(problem),
             problem.n_objectives,
             centred_design(problem, size, seed),
             int(np.random.SeedSequence([seed, 0x452]).generate_state(1)[0]),
@@ -123,13 +123,13 @@ class _Unseen:
 
 
 def _algorithm(
-    binary: NDArray[np.bool_],
+    kinds: Kinds,
     n_objectives: int,
     start: FloatArray,
     seed: int,
     unseen: _Unseen,
 ) -> Any:
-    """Build the NSGA2 of pymoo with a variation that keeps bits bits, ready to be asked."""
+    """Build the NSGA2 of pymoo with a variation that knows bits and choices, ready to be asked."""
     from pymoo.config import Config
 
     Config.warnings["not_compiled"] = False  # else it prints, also into tables and JSON
@@ -145,7 +145,8 @@ def _algorithm(
     from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_function
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-    reals = PymooProblem(n_var=int((~binary).sum()), n_obj=n_objectives, xl=0.0, xu=1.0)
+    real, binary, categorical = kinds.real, kinds.binary, kinds.categorical
+    reals = PymooProblem(n_var=int(real.sum()), n_obj=n_objectives, xl=0.0, xu=1.0)
     sbx, pm = SBX(eta=15), PM(eta=20)
     sorting, crowding = NonDominatedSorting(), get_crowding_function("cd")
 
@@ -154,8 +155,8 @@ def _algorithm(
         def _do(self, _: Any, X: FloatArray, *, random_state: Any, **__: Any) -> FloatArray:
             Q = X.copy()
             if reals.n_var:
-                Q[:, :, ~binary] = sbx._do(reals, X[:, :, ~binary], random_state=random_state)
-            swap = (random_state.random(X.shape[1:]) < 0.5) & binary
+                Q[:, :, real] = sbx._do(reals, X[:, :, real], random_state=random_state)
+            swap = (random_state.random(X.shape[1:]) < 0.5) & ~real
             Q[:, swap] = X[::-1, swap]
             return Q
 
@@ -164,9 +165,16 @@ def _algorithm(
         def _do(self, _: Any, X: FloatArray, *, random_state: Any, **__: Any) -> FloatArray:
             Q = X.copy()
             if reals.n_var:
-                Q[:, ~binary] = pm._do(reals, X[:, ~binary], random_state=random_state)
+                Q[:, real] = pm._do(reals, X[:, real], random_state=random_state)
             flip = (random_state.random(X.shape) < 1.0 / max(binary.sum(), 1)) & binary
             Q[flip] = np.where(X[flip] >= 0.5, 0.0, 1.0)
+            if categorical.any():
+                n = kinds.n_choices[categorical]
+                C = X[:, categorical]
+                changes = random_state.random(C.shape) < min(FLIP_PROBABILITY, 1.0 / len(n))
+                others = 1 + np.floor(random_state.random(C.shape) * (n - 1))  # steps around
+                chosen = (np.floor(C * n) + others) % n
+                Q[:, categorical] = np.where(changes, (chosen + 0.5) / n, Q[:, categorical])
             return np.asarray(np.round(Q, DECIMALS))
 
     # pymoo's own sorts unstably: which of equals it keeps depends on the processor, and a run could
@@ -194,7 +202,7 @@ def _algorithm(
         survival=StableRankAndCrowding(filter_infeasible=False),
         eliminate_duplicates=unseen,
     )
-    problem = PymooProblem(n_var=len(binary), n_obj=n_objectives, n_ieq_constr=1, xl=0.0, xu=1.0)
+    problem = PymooProblem(n_var=len(real), n_obj=n_objectives, n_ieq_constr=1, xl=0.0, xu=1.0)
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     return algorithm
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from evomerge.datatypes import Candidate, Problem
 from evomerge.errors import ConfigError
-from evomerge.samplers.design import binary_mask, proposal
+from evomerge.samplers.design import Kinds, proposal
 from evomerge.samplers.ledger import Ledger
 
 MAX_DIMENSIONS = 21201
@@ -40,7 +40,7 @@ class SobolSampler:
         rng = np.random.default_rng([seed, 0x50B01])
         self._sequence = qmc.Sobol(d, scramble=scramble, rng=rng)
         self._upcoming: list[Sequence[float]] = list(problem.anchors)
-        self._binary = binary_mask(problem)
+        self._kinds = Kinds.of(problem)
         self._ledger = Ledger(problem.n_objectives)
 
     @property
@@ -51,7 +51,7 @@ class SobolSampler:
     def ask(self) -> Candidate:
         """The next candidate, always at once."""
         if not self._upcoming:
-            self._upcoming = [proposal(x, self._binary) for x in self._sequence.random(CHUNK)]
+            self._upcoming = [proposal(x, self._kinds) for x in self._sequence.random(CHUNK)]
         return self._ledger.ask(generation=0, u=self._upcoming.pop(0))
 
     def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:

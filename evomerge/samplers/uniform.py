@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.datatypes import Candidate, Problem
-from evomerge.samplers.design import binary_mask, proposal
+from evomerge.samplers.design import Kinds, proposal
 from evomerge.samplers.ledger import Ledger
 
 
@@ -17,7 +17,7 @@ class UniformSampler:
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
         self._rng = np.random.default_rng([seed, 0x0411F])
-        self._binary = binary_mask(problem)
+        self._kinds = Kinds.of(problem)
         self._anchors = list(problem.anchors)
         self._ledger = Ledger(problem.n_objectives)
 
@@ -30,7 +30,7 @@ class UniformSampler:
         """The next candidate, always at once."""
         if self._anchors:
             return self._ledger.ask(generation=0, u=self._anchors.pop(0))
-        u = proposal(self._rng.random(len(self._binary)), self._binary)
+        u = proposal(self._rng.random(len(self._kinds.binary)), self._kinds)
         return self._ledger.ask(generation=0, u=u)
 
     def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:

@@ -21,13 +21,21 @@ Loss = Callable[[Candidate], Sequence[float] | None]
 GENERATIONAL = ("cma_es", "nsga2")
 
 
-def problem_of(n_real: int, n_binary: int, n_objectives: int, budget: int = 120) -> Problem:
+def problem_of(
+    n_real: int,
+    n_binary: int,
+    n_objectives: int,
+    budget: int = 120,
+    n_choices: tuple[int, ...] = (),
+) -> Problem:
     dimensions = [Dimension(f"x{i}") for i in range(n_real)]
     dimensions += [Dimension(f"bit {i}", kind="binary") for i in range(n_binary)]
+    choices = [Dimension(f"choice {i}", "categorical", n) for i, n in enumerate(n_choices)]
+    first = tuple(dimension.position(0) for dimension in choices)
     return Problem(
-        dimensions=tuple(dimensions),
+        dimensions=(*dimensions, *choices),
         n_objectives=n_objectives,
-        anchors=tuple((c,) * n_real + (1.0,) * n_binary for c in (0.41, 0.3, 0.35)),
+        anchors=tuple((c,) * n_real + (1.0,) * n_binary + first for c in (0.41, 0.3, 0.35)),
         budget=budget,
     )
 
@@ -40,6 +48,8 @@ PROBLEMS = {
     "6 real and 8 binary, 2 objectives": problem_of(6, 8, 2),
     "12 binary, 1 objective": problem_of(0, 12, 1),
     "2 binary, 6 objectives": problem_of(0, 2, 6),
+    "5 real, 2 binary and 2 categorical, 2 objectives": problem_of(5, 2, 2, n_choices=(8, 2)),
+    "1 categorical, 1 objective": problem_of(0, 0, 1, n_choices=(3,)),
 }
 
 
@@ -49,7 +59,7 @@ def build(name: str, problem: Problem, seed: int = 7) -> Any:
 
 
 def spheres(problem: Problem) -> Loss:
-    """Squared distances to one target per objective; they conflict."""
+    """Squared distances to one target per objective; they conflict. A wrong choice costs 0.2."""
     targets = np.random.default_rng(5).uniform(
         0.3, 0.7, (problem.n_objectives, len(problem.dimensions))
     )
@@ -59,7 +69,12 @@ def spheres(problem: Problem) -> Loss:
         u = np.array(candidate.u)
         decoded = np.where(binary, u >= 0.5, u)
         wanted = np.where(binary, targets >= 0.5, targets)
-        return [float(value) for value in ((decoded - wanted) ** 2).mean(axis=1)]
+        losses = (decoded - wanted) ** 2
+        for i, dimension in enumerate(problem.dimensions):
+            if dimension.kind == "categorical":
+                wrong = [dimension.choice(t) != dimension.choice(u[i]) for t in targets[:, i]]
+                losses[:, i] = 0.2 * np.array(wrong)
+        return [float(value) for value in losses.mean(axis=1)]
 
     return loss
 
@@ -108,7 +123,9 @@ def test_points_lie_in_the_unit_cube_and_ids_count_from_zero(name: str, problem:
         for u, dimension in zip(candidate.u, problem.dimensions, strict=True):
             assert type(u) is float
             assert 0.0 <= u <= 1.0
-            assert dimension.kind == "real" or u in (0.0, 1.0)
+            assert dimension.kind != "binary" or u in (0.0, 1.0)
+            if dimension.kind == "categorical":
+                assert u == dimension.position(dimension.choice(u))
 
 
 def test_the_first_candidates_are_the_anchors(name: str, problem: Problem) -> None:
@@ -190,6 +207,30 @@ def test_a_replayed_prefix_continues_the_same(name: str, n_before: int) -> None:
     assert drive(resumed, n_before, loss, at_most_pending=1) == whole[:n_before]
     resumed.tell(whole[n_before - 1], loss(whole[n_before - 1]))
     assert drive(resumed, 80 - n_before, loss, at_most_pending=1) == whole[n_before:]
+
+
+@pytest.mark.parametrize("best", range(6))
+def test_every_choice_can_win_wherever_it_stands_in_the_list(name: str, best: int) -> None:
+    """Choices have no order: the best one is found as well at an end as between bad ones."""
+    variant = Dimension("variant", "categorical", 6)
+    choice_of = variant.choice
+    problem = Problem(
+        dimensions=(*(Dimension(f"x{i}") for i in range(4)), variant),
+        n_objectives=1,
+        anchors=tuple((0.4,) * 4 + (variant.position(i),) for i in range(6)),
+        budget=200,
+    )
+
+    def loss(candidate: Candidate) -> list[float]:
+        reals = sum((u - 0.6) ** 2 for u in candidate.u[:4])
+        return [reals + (choice_of(candidate.u[4]) != best)]
+
+    asked = drive(build(name, problem), 150, loss)
+    assert {choice_of(candidate.u[4]) for candidate in asked[:60]} == set(range(6))
+    assert choice_of(min(asked, key=loss).u[4]) == best
+    if name in GENERATIONAL:
+        late = [choice_of(candidate.u[4]) == best for candidate in asked[-30:]]
+        assert np.mean(late) >= 0.4  # chance is one in six
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -304,11 +345,13 @@ def test_no_operating_system_entropy_is_drawn(
 
 
 @pytest.mark.parametrize("n_objectives", [1, 2, 3])
-@pytest.mark.parametrize(("n_real", "n_binary"), [(6, 0), (24, 0), (6, 8)])
+@pytest.mark.parametrize(
+    ("n_real", "n_binary", "n_choices"), [(6, 0, ()), (24, 0, ()), (6, 8, ()), (6, 0, (5, 3))]
+)
 def test_it_improves_on_its_own_start(
-    name: str, n_real: int, n_binary: int, n_objectives: int
+    name: str, n_real: int, n_binary: int, n_choices: tuple[int, ...], n_objectives: int
 ) -> None:
-    problem = problem_of(n_real, n_binary, n_objectives, budget=400)
+    problem = problem_of(n_real, n_binary, n_objectives, budget=400, n_choices=n_choices)
     loss = spheres(problem)
     losses = np.array([loss(c) for c in drive(build(name, problem), 400, loss)])
     if name == "cma_es":  # what it promises is the weighted mean

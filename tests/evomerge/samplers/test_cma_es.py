@@ -138,6 +138,33 @@ def test_bits_turn_from_the_start_and_settle() -> None:
     assert best == 0
 
 
+@pytest.mark.parametrize("n_choices", [2, 5, 20])
+def test_every_choice_is_tried_from_the_start(n_choices: int) -> None:
+    choice = Dimension("variant", "categorical", n_choices)
+    problem = Problem((choice,), 1, ((choice.position(n_choices // 2),),), budget=1000)
+    sampler = CmaEsSampler(problem, seed=1, population=600)
+    asked = [choice.choice(candidate.u[0]) for candidate in generation_of(sampler)]
+    departed = [c for c in asked if c != n_choices // 2]
+    assert 0.15 < len(departed) / 600 < 0.55
+    assert len(set(departed)) > 0.7 * (n_choices - 1)  # not only the neighbours
+
+
+def test_a_choice_settles_with_the_bits_and_reals_around_it() -> None:
+    choice = Dimension("variant", "categorical", 7)
+    dimensions = (Dimension("x"), choice, Dimension("bit", "binary"), Dimension("y"))
+    anchors = tuple((0.5, choice.position(i), 1.0, 0.5) for i in (3, 0, 5))
+    sampler = CmaEsSampler(Problem(dimensions, 1, anchors, budget=1000), seed=2)
+    for _ in range(25):
+        asked = generation_of(sampler)
+        for candidate in asked:
+            x, variant, bit, y = candidate.u
+            wrong = (choice.choice(variant) != 5) + (bit != 0.0)
+            sampler.tell(candidate, [wrong + (x - 0.3) ** 2 + (y - 0.7) ** 2])
+    x, variant, bit, y = asked[0].u  # the mean
+    assert (choice.choice(variant), bit) == (5, 0.0)
+    assert (x, y) == pytest.approx((0.3, 0.7), abs=0.05)
+
+
 def test_more_anchors_than_the_population_are_left_out() -> None:
     anchors = tuple((0.1 * i, 0.5) for i in range(1, 8))
     small = CmaEsSampler(problem_of(2, *anchors), seed=1, population=4)

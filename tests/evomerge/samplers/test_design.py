@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evomerge.datatypes import Dimension, Problem
-from evomerge.samplers.design import FLIP_PROBABILITY, SPREAD, centred_design, proposal
+from evomerge.samplers.design import FLIP_PROBABILITY, SPREAD, Kinds, centred_design, proposal
 
 
 def problem_of(n_real: int, n_binary: int, *anchors: tuple[float, ...]) -> Problem:
@@ -52,5 +52,42 @@ def test_a_space_with_fewer_points_than_the_design_repeats_them() -> None:
 
 
 def test_a_proposal_has_nine_digits_and_whole_bits() -> None:
-    binary = np.array([False, True, True])
-    assert proposal(np.array([1 / 3, 0.5, 0.4999]), binary) == [0.333333333, 1.0, 0.0]
+    kinds = Kinds.of(problem_of(1, 2, (0.5, 1.0, 1.0)))
+    assert proposal(np.array([1 / 3, 0.5, 0.4999]), kinds) == [0.333333333, 1.0, 0.0]
+
+
+def variants_of(n_choices: int, *anchors: tuple[float, int]) -> Problem:
+    """One real dimension and a choice; anchors are a number and a choice."""
+    choice = Dimension("variant", "categorical", n_choices)
+    points = tuple((x, choice.position(i)) for x, i in anchors)
+    return Problem((Dimension("x"), choice), 1, points, budget=100)
+
+
+def test_every_choice_gets_an_equal_share_around_its_own_anchor() -> None:
+    problem = variants_of(3, (0.3, 0), (0.5, 1), (0.7, 2), (0.0, 1))
+    design = centred_design(problem, 4 + 300, seed=1)
+    assert design[:4].tolist() == [list(anchor) for anchor in problem.anchors]
+    choices = [problem.dimensions[1].choice(u) for u in design[4:, 1]]
+    assert [choices.count(i) for i in range(3)] == [100, 100, 100]
+    for round_of_turns in np.reshape(choices, (-1, 3)):
+        assert sorted(round_of_turns) == [0, 1, 2]  # however small the design is
+    for i, centre in enumerate((0.3, 0.5, 0.7)):
+        of_choice = design[4:, 0][np.array(choices) == i]
+        assert np.median(of_choice) == pytest.approx(centre, abs=0.07)
+
+
+def test_a_choice_without_an_anchor_gets_its_share_around_the_first() -> None:
+    problem = variants_of(4, (0.3, 2))
+    design = centred_design(problem, 81, seed=1)
+    choices = [problem.dimensions[1].choice(u) for u in design[1:, 1]]
+    assert [choices.count(i) for i in range(4)] == [20] * 4
+    assert design[:, 0].mean() == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_proposed_choice_is_the_middle_of_its_share() -> None:
+    problem = variants_of(3, (0.5, 0))
+    kinds = Kinds.of(problem)
+    middles = [problem.dimensions[1].position(i) for i in range(3)]
+    for u, i in [(0.0, 0), (0.333, 0), (0.334, 1), (0.666, 1), (0.667, 2), (1.0, 2)]:
+        assert proposal(np.array([0.25, u]), kinds) == [0.25, middles[i]]
+        assert proposal(np.array([0.25, middles[i]]), kinds) == [0.25, middles[i]]

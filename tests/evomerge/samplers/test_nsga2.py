@@ -61,6 +61,22 @@ def test_no_point_is_proposed_twice() -> None:
     assert len({candidate.u for candidate in asked}) == 500
 
 
+def test_a_mutated_choice_becomes_any_other_alike() -> None:
+    """From a population of one choice all others arise, neighbours no more often than the rest."""
+    choice = Dimension("variant", "categorical", 5)
+    problem = Problem((Dimension("x"), choice), 1, ((0.5, choice.position(2)),), budget=1000)
+    sampler = Nsga2Sampler(problem, seed=1, population=100)
+
+    def loss(candidate: Candidate) -> list[float]:
+        return [float(choice.choice(candidate.u[1]) != 2)]
+
+    asked = [choice.choice(candidate.u[1]) for candidate in run(sampler, 3000, loss)]
+    counts = [asked[300:].count(i) for i in range(5)]
+    assert counts[2] > 0.75 * sum(counts)
+    others = np.array(counts)[[0, 1, 3, 4]]
+    assert others.min() > 0.6 * others.max()
+
+
 def test_an_exhausted_space_is_survived() -> None:
     asked = run(Nsga2Sampler(problem_of(0, 2), seed=1, population=20), 200, two_targets)
     assert len({candidate.u for candidate in asked}) == 4
