@@ -182,22 +182,28 @@ static inline uint32_t code_of(float x) /* of the magnitude, rounded to bfloat16
 FOR_EACH_MACHINE
 static void keep(float *restrict v, const struct selection *s, uint64_t place, size_t m)
 {
-    if (s->floor == 1.0f && s->slope == 0.0f) {
+    uint32_t low = s->low, high = s->high, key_low = s->key_low, key_high = s->key_high;
+    float floor = s->floor, slope = s->slope;
+    if (floor == 1.0f && slope == 0.0f) {
         for (size_t i = 0; i < m; i++) {
             uint32_t code = code_of(v[i]);
-            v[i] = code >= s->low && code < s->high ? v[i] : 0.0f;
+            v[i] = (code >= low) & (code < high) ? v[i] : 0.0f;
         }
         return;
     }
+    float p[BLOCK];
+    if (slope == 0.0f)
+        for (size_t i = 0; i < m; i++)
+            p[i] = floor;
+    else
+        for (size_t i = 0; i < m; i++)
+            p[i] = s->ranks[code_of(v[i])] * slope + floor;
+    key_high ^= (uint32_t)(place >> 32); /* blocks start at multiples of their length */
     for (size_t i = 0; i < m; i++) {
-        uint32_t code = code_of(v[i]);
-        float p = s->floor;
-        if (s->slope != 0.0f)
-            p = s->ranks[code] * s->slope + s->floor;
-        uint32_t bits = scramble((uint32_t)(place + i) ^ s->key_low);
-        bits = scramble(bits ^ (uint32_t)((place + i) >> 32) ^ s->key_high);
-        float u = (float)(bits >> 8) * 0x1p-24f;
-        v[i] = code >= s->low && code < s->high && u < p ? v[i] / p : 0.0f;
+        uint32_t code = code_of(v[i]), bits = scramble(((uint32_t)place + (uint32_t)i) ^ key_low);
+        bits = scramble(bits ^ key_high);
+        float u = (float)(int32_t)(bits >> 8) * 0x1p-24f, rescaled = v[i] / p[i];
+        v[i] = (code >= low) & (code < high) & (u < p[i]) ? rescaled : 0.0f;
     }
 }
 

@@ -2,11 +2,13 @@
 
     python experiments/benchmarks/materialize.py [--parameters 200e6] [--experts 3] [--repeats 15]
     python experiments/benchmarks/materialize.py --small
+    python experiments/benchmarks/materialize.py --operators
 
 Builds a Llama-shaped bf16 model of random weights and dense experts in a temporary folder, then
 alternates the copy, the sum as a plain torch loop over whole tensors, and `Materializer.write`.
 Bytes are those that must move: base and deltas read once, the model written once. The ratio is
-taken within each round and its median shown, so that a busy machine slows both sides alike.
+taken within each round and its median shown, so that a busy machine slows both sides alike. With
+`--operators` other operators follow: from banks of their own, or with stages run per candidate.
 """
 
 import argparse
@@ -15,8 +17,10 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.checkpoints.anatomy import Anatomy
-from evomerge.checkpoints.experts import open_expert
+from evomerge.checkpoints.experts import Expert, open_expert
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.datatypes import Recipe
 from evomerge.merging.bank import Bank
@@ -84,6 +88,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--chunk", type=int, default=None, help="elements summed at once")
+    parser.add_argument("--operators", action="store_true", help="others than task arithmetic")
     parser.add_argument("--small", action="store_true", help="milliseconds of a 0.7 M model")
     options = parser.parse_args()
     n_experts = options.experts or (4 if options.small else 3)
@@ -103,7 +108,61 @@ def main() -> None:
         building = time.perf_counter() - building
         model = transformers.LlamaForCausalLM.from_pretrained(base.path, dtype="auto")
         materializer = Materializer(base, bank, anatomy, model, chunk_elements=options.chunk)
-        measure(options, base, bank, anatomy, model, materializer, building)
+        others: dict[str, Contestant] = {}
+        if options.operators:
+            others = other_operators(folder / "cache", base, experts, anatomy, model, bank)
+        measure(options, base, bank, anatomy, model, materializer, building, others)
+
+
+Contestant = tuple[Callable[[], object], int]
+
+LIVE = {
+    "ties, density a gene": ("ties", {"density": 0.3}),
+    "ties_exact": ("ties_exact", {}),
+    "dare_ties_exact": ("dare_ties_exact", {}),
+    "della_exact": ("della_exact", {}),
+}
+
+
+def recipe_of(bank: Bank, anatomy: Anatomy, operator: str, **changes: Any) -> Recipe:
+    """Coefficients that differ from group to group."""
+    rng = np.random.default_rng(0)
+    C = rng.uniform(0.1, 1.0, (len(bank.experts), len(anatomy.groups)))
+    rows = tuple(map(tuple, C.tolist()))
+    return Recipe(operator, bank.experts, anatomy.group_labels, rows, **changes)
+
+
+def other_operators(
+    cache: Path,
+    base: Checkpoint,
+    experts: Sequence[Expert],
+    anatomy: Anatomy,
+    model: torch.nn.Module,
+    plain: Bank,
+) -> dict[str, Contestant]:
+    """TIES and owners from banks of their own, and stages per candidate."""
+    n_bytes = base.n_bytes
+    found: dict[str, Contestant] = {}
+    for operator in ("ties", "magmax"):
+        start = time.perf_counter()
+        bank = Bank.open_or_build(cache, base, experts, anatomy, operator)
+        seconds = time.perf_counter() - start
+        writer = Materializer(base, bank, anatomy, model)
+        recipe = recipe_of(bank, anatomy, operator)
+        moved = n_bytes * 7 // 2 if bank.storage == "owner" else n_bytes * (len(experts) + 2)
+        name = f"{operator} ({bank.storage} bank, made in {seconds:.1f} s)"
+        found[name] = (partial(writer.write, recipe), moved)
+    writer = Materializer(base, plain, anatomy, model)
+    for name, (operator, free) in LIVE.items():
+        recipe = recipe_of(plain, anatomy, operator, runtime=free)
+        start = time.perf_counter()
+        writer.write(recipe)  # makes the statistics
+        seconds = time.perf_counter() - start
+        found[f"{name} (statistics in {seconds:.1f} s)"] = (
+            partial(writer.write, recipe),
+            n_bytes * (len(experts) + 2),
+        )
+    return found
 
 
 def measure(
@@ -114,13 +173,11 @@ def measure(
     model: torch.nn.Module,
     materializer: Materializer,
     building: float,
+    others: dict[str, Contestant],
 ) -> None:
     """Alternate the contestants and print the table."""
-    rng = np.random.default_rng(0)
-    C = rng.uniform(0.1, 1.0, (len(bank.experts), len(anatomy.groups)))
-    recipe = Recipe(
-        "task_arithmetic", bank.experts, anatomy.group_labels, tuple(map(tuple, C.tolist()))
-    )
+    recipe = recipe_of(bank, anatomy, "task_arithmetic")
+    C = recipe.matrix()
     source = torch.zeros(base.n_bytes // 2, dtype=torch.bfloat16)
     target = torch.ones_like(source)
     live = model.state_dict()
@@ -136,10 +193,11 @@ def measure(
             live[name].copy_(merged)
 
     merge_bytes = base.n_bytes * (len(bank.experts) + 2)
-    contestants: dict[str, tuple[Callable[[], object], int]] = {
+    contestants: dict[str, Contestant] = {
         "tensor copy": (lambda: target.copy_(source), 2 * base.n_bytes),
         "whole tensors": (whole_tensors, merge_bytes),
         "Materializer.write": (lambda: materializer.write(recipe), merge_bytes),
+        **others,
     }
     for function, _ in contestants.values():
         seconds_of(function)  # maps the files, fills the caches
