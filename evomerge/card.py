@@ -59,12 +59,16 @@ Mean coefficient of each expert's task vector by place, weighted by parameters.
 {% for name, path in paths.items() -%}
 | {{ name }} | `{{ path }}` | `{{ history.started.model_digests[name] }}` |
 {% endfor %}
+{{ mergekit }}
+
 The licences of base and experts apply to this model.
 """
 
 
-def model_card(history: History, trial: Trial, recipe: Recipe, config: Config) -> str:
-    """Markdown with the front matter that the Hub reads."""
+def model_card(
+    history: History, trial: Trial, recipe: Recipe, config: Config, *, mergekit: str
+) -> str:
+    """Markdown with the front matter that the Hub reads; `mergekit` says how that makes it."""
     # A local folder's place is nobody else's business: its name is enough.
     paths = {
         name: Path(ref.path).name if Path(ref.path).is_absolute() else ref.path
@@ -91,6 +95,7 @@ def model_card(history: History, trial: Trial, recipe: Recipe, config: Config) -
         score=_score,
         estimators=estimators_text(history),
         verdict=_verdict(history, trial),
+        mergekit=mergekit,
         version=importlib.metadata.version("evomerge"),
     )
 

@@ -259,13 +259,20 @@ def export(
     trial: Annotated[
         str | None, typer.Argument(help="Trial to export; default: the knee, or by --prefer.")
     ] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Model folder to create.")] = Path("merged"),
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Model folder to create; default: merged.", show_default=False),
+    ] = None,
     prefer: Prefer = None,
+    mergekit: Annotated[
+        Path | None, typer.Option(help="Write a mergekit file, and a folder only with --out.")
+    ] = None,
     max_shard_bytes: Annotated[int, typer.Option(min=1)] = 5_000_000_000,
     verify: Annotated[bool, typer.Option(help="Load it back and compare scores.")] = True,
 ) -> None:
     """Write a trial as a model folder that `from_pretrained` loads, and re-score it."""
     from evomerge.export import export as write_export
+    from evomerge.export import export_mergekit
     from evomerge.reporting.terminal import pick
 
     if trial is not None and prefer is not None:
@@ -273,6 +280,12 @@ def export(
     if trial is None:
         preference = None if prefer is None else parse_preference(prefer)
         trial = pick(read_history(run), preference).name
+    if mergekit is not None:
+        export_mergekit(run, trial, mergekit)
+        console.print(Text.assemble("wrote ", (str(mergekit), "bold"), f" (trial {trial})"))
+        if folder is None:
+            return
+    folder = folder or Path("merged")
     done = write_export(run, trial, folder, max_shard_bytes=max_shard_bytes, verify=verify)
     console.print(Text.assemble("wrote ", (str(done.folder), "bold"), f" (trial {trial})"))
     if done.rescored is not None:

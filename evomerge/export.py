@@ -13,6 +13,7 @@ from evomerge.config import Config
 from evomerge.datatypes import Answers, Job, Recipe, Split
 from evomerge.errors import RunError
 from evomerge.evaluation import (
+    OpenedModels,
     Worker,
     choose_device,
     load_live_model,
@@ -20,6 +21,7 @@ from evomerge.evaluation import (
     worker_setup,
 )
 from evomerge.history import History, Trial, read_history
+from evomerge.mergekit.exporting import FILE, beside, of_run
 from evomerge.run_folder import RunFolder
 from evomerge.scoring import plain_score
 from evomerge.session import bind_space
@@ -66,21 +68,18 @@ def export(
     history = read_history(run)
     config = RunFolder(run).read_config()
     trial = find_trial(history, name)
-    setup = worker_setup(config)
-    models = open_models(setup.models)
-    if models.digests != dict(history.started.model_digests):
-        raise RunError(
-            f"an export needs the models of the run, but they changed since {run} was made: "
-            "restore them"
-        )
-    recipe = history.recipe(trial, bind_space(config, models.anatomy.groups).decode)
+    models, recipe = _models_and_recipe(run, history, config, trial)
+    in_mergekit = beside(config, models, recipe)
+    texts = {RECIPE_FILE: json.dumps(recipe.to_json(), indent=1) + "\n"}
+    if in_mergekit.text is not None:
+        texts[FILE] = in_mergekit.text
     write_model(
         folder,
         models.base,
         merged_tensors(models.base, models.experts, models.anatomy, recipe),
-        card=model_card(history, trial, recipe, config),
+        card=model_card(history, trial, recipe, config, mergekit=in_mergekit.sentence),
         max_shard_bytes=max_shard_bytes,
-        extra_files={RECIPE_FILE: json.dumps(recipe.to_json(), indent=1) + "\n"},
+        extra_files=texts,
     )
     rescored = None
     if verify and trial.rung > 0:
@@ -88,6 +87,33 @@ def export(
         _refuse_other_scores(answers, folder)
         rescored = {o.name: plain_score(o, answers[o.name][1].values) for o in history.objectives}
     return Exported(folder, trial, rescored)
+
+
+def export_mergekit(run: Path, name: str, file: Path) -> None:
+    """Write a trial as a mergekit file.
+
+    Raises:
+        RunError: when the run has no such trial, or its models changed.
+        ConfigError: when mergekit cannot make this model.
+    """
+    history = read_history(run)
+    config = RunFolder(run).read_config()
+    models, recipe = _models_and_recipe(run, history, config, find_trial(history, name))
+    text = of_run(config, models, recipe)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def _models_and_recipe(
+    run: Path, history: History, config: Config, trial: Trial
+) -> tuple[OpenedModels, Recipe]:
+    models = open_models(worker_setup(config).models)
+    if models.digests != dict(history.started.model_digests):
+        raise RunError(
+            f"an export needs the models of the run, but they changed since {run} was made: "
+            "restore them"
+        )
+    return models, history.recipe(trial, bind_space(config, models.anatomy.groups).decode)
 
 
 def find_trial(history: History, name: str) -> Trial:

@@ -8,6 +8,11 @@ from evomerge.datatypes import Knob, Recipe
 from evomerge.errors import ConfigError
 from evomerge.mergekit.settings import Scalar
 
+_CUTS = "which of several equal magnitudes at the border are kept is undefined in mergekit"
+_SCE_GUARD = (
+    "where the mean squares of the deltas add up to less than 1e-6 mergekit weighs all alike"
+)
+
 Row = tuple[float, ...]
 """One number for each group of the model."""
 Value = Scalar | Row
@@ -22,12 +27,16 @@ class Said:
         shared: Parameters of the whole merge.
         each: Parameters of every expert, in order.
         rest: What parameters by group are for tensors of no group: such that the base remains.
+        has_base: Whether it knows a base; else every model that it is given counts alike.
+        caveats: Where its numbers may differ from ours, a sentence each.
     """
 
     method: str
     shared: Mapping[str, Value]
     each: tuple[Mapping[str, Value], ...]
     rest: float = 0.0
+    has_base: bool = True
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,8 @@ def _band(asked: _Asked) -> Said:
     """Breadcrumbs without election: linear, so that late and early are one."""
     _refuse_ranking(asked)
     each = _of_band(asked)
-    return Said("breadcrumbs", {"normalize": False}, _with_weights(asked.rows, each))
+    weights = _with_weights(asked.rows, each)
+    return Said("breadcrumbs", {"normalize": False}, weights, caveats=(_CUTS,))
 
 
 def _late(method: str) -> Callable[[_Asked], Said]:
@@ -98,7 +108,7 @@ def _late(method: str) -> Callable[[_Asked], Said]:
         shared: dict[str, Value] = {"normalize": asked.knobs["reduce"] == "mean"}
         shared["lambda"] = asked.rows[0]
         ones = tuple(dict[str, Value](weight=1.0) for _ in asked.rows)
-        return Said(method, shared, _both(ones, _selection(asked, method)))
+        return Said(method, shared, _both(ones, _selection(asked, method)), caveats=(_CUTS,))
 
     return words
 
@@ -117,9 +127,52 @@ def _early(method: str) -> Callable[[_Asked], Said]:
         shared: dict[str, Value] = {"normalize": normalize}
         if asked.knobs["scale"] != 1.0:
             shared["lambda"] = asked.knobs["scale"]
-        return Said(method, shared, _with_weights(asked.rows, _selection(asked, method)))
+        weights = _with_weights(asked.rows, _selection(asked, method))
+        return Said(method, shared, weights, caveats=(_CUTS,))
 
     return words
+
+
+def _slerp(asked: _Asked) -> Said:
+    return Said("slerp", {"t": asked.rows[0]}, ({},))
+
+
+def _relative(method: str) -> Callable[[_Asked], Said]:
+    """Weights that are divided by their sum, which must not be zero."""
+
+    def words(asked: _Asked) -> Said:
+        by_group = list(zip(*asked.rows, strict=True))
+        if any(min(column) < 0.0 or sum(column) < 1e-6 for column in by_group):
+            raise asked.cannot(
+                f"its {method} takes no weights below zero as zero, and none that are all zero"
+            )
+        return Said(method, {}, _with_weights(asked.rows), rest=1.0)
+
+    return words
+
+
+def _karcher(asked: _Asked) -> Said:
+    if len(set(asked.rows)) > 1 or min(asked.rows[0]) <= 0.0:
+        raise asked.cannot("its karcher has no weights, and the recipe's are not all alike")
+    shared = {"max_iter": asked.knobs["max_iter"], "tol": asked.knobs["tol"]}
+    return Said("karcher", shared, tuple(dict[str, Value]() for _ in asked.rows), has_base=False)
+
+
+def _whole(method: str, caveats: tuple[str, ...] = (), **knobs: str) -> Callable[[_Asked], Said]:
+    """Experts as they are: no coefficients, some knobs under its own names."""
+
+    def words(asked: _Asked) -> Said:
+        _refuse_coefficients(asked)
+        shared = {theirs: asked.knobs[ours] for theirs, ours in knobs.items()}
+        return Said(method, shared, tuple(dict[str, Value]() for _ in asked.rows), caveats=caveats)
+
+    return words
+
+
+def _sce(asked: _Asked) -> Said:
+    if asked.knobs["unselected"] != "zero":
+        raise asked.cannot("its sce merges selected places only")
+    return _whole("sce", (_SCE_GUARD, _CUTS), select_topk="density")(asked)
 
 
 def _model_stock(asked: _Asked) -> Said:
@@ -136,6 +189,14 @@ _WORDS: dict[str, Callable[[_Asked], Said]] = {
     "breadcrumbs_ties_exact": _early("breadcrumbs_ties"),
     "ties": _late("ties"),
     "ties_exact": _early("ties"),
+    "slerp": _slerp,
+    "nuslerp": _relative("nuslerp"),
+    "multislerp": _relative("multislerp"),
+    "karcher": _karcher,
+    "sce": _sce,
+    "ram": _whole("ram", epsilon="epsilon"),
+    "ram_plus": _whole("ramplus_tl", epsilon="epsilon", r="r", alpha="alpha"),
+    "nearswap": _whole("nearswap", t="strength"),
     "model_stock": _model_stock,
 }
 

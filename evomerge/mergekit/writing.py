@@ -25,12 +25,15 @@ class Names:
         tensors: The label of the group of every tensor, by its name in the files, aliases of tied
             weights included.
         dtype: Of the base's weights.
+        aligns_tokens: Whether rows of vocabularies are to be brought together by token. If not, the
+            base's tokenizer is taken all the same, and padding rows stay.
     """
 
     base: str
     experts: tuple[str, ...]
     tensors: Mapping[str, str]
     dtype: str
+    aligns_tokens: bool = False
 
 
 def reference(path: str, revision: str | None = None) -> str:
@@ -80,8 +83,11 @@ def merge_file(recipe: Recipe, names: Names, *, comments: Sequence[str] = ()) ->
         lines.append(f"- {{value: {_scalar(said.rest)}}}")
         return "".join(f"\n{' ' * indent}{line}" for line in lines)
 
-    lines = [f"# {line}" for line in comments]
-    lines += [f"merge_method: {said.method}", f"base_model: {json.dumps(names.base)}", "models:"]
+    lines = [f"# {line}" for line in (*comments, *said.caveats)]
+    lines.append(f"merge_method: {said.method}")
+    if said.has_base:
+        lines.append(f"base_model: {json.dumps(names.base)}")
+    lines.append("models:")
     for model, parameters in zip(names.experts, said.each, strict=True):
         lines.append(f"  - model: {json.dumps(model)}")
         if parameters:
@@ -91,7 +97,10 @@ def merge_file(recipe: Recipe, names: Names, *, comments: Sequence[str] = ()) ->
         lines.append("parameters:")
         lines += [f"  {name}:{value(v, 4)}" for name, v in said.shared.items()]
     exact = "float64" if names.dtype == "float64" else "float32"
-    lines += [f"dtype: {exact}", f"out_dtype: {names.dtype}", "tokenizer_source: base"]
+    lines += [f"dtype: {exact}", f"out_dtype: {names.dtype}"]
+    if names.aligns_tokens:
+        tokenizer = "base" if said.has_base else json.dumps(names.base)
+        lines.append(f"tokenizer_source: {tokenizer}")
     return "\n".join(lines) + "\n"
 
 

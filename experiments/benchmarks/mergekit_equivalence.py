@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ SEED = 7
 SMALL = 2e-7
 """Differences below this share of the base's weight are fp32's own: seen where a sum cancels."""
 Weights = dict[str, Tensor]
+Mask = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Case:
         config: From our mergekit file to the one that is merged.
         words: The recipe whose file that is, where its own cannot be said.
         mask: What mergekit makes of a delta by chance: our experts are masked by it beforehand.
-        limits: For a delta the ranks (from below) at which it is cut: elements whose magnitude is
-            that of a cut are left out, since which of them stay is undefined in mergekit.
+        cut: Which elements of a weight are left out: where several have the magnitude at which is
+            cut, it is undefined which of them mergekit keeps, and here all stay.
     """
 
     title: str
@@ -68,8 +69,8 @@ class Case:
     reason: str = "one rounding on both sides"
     config: Callable[[str], str] | None = None
     words: Recipe | None = None
-    mask: Callable[[Tensor], Tensor] | None = None
-    limits: Callable[[int], Sequence[int]] | None = None
+    mask: Mask | None = None
+    cut: "Cut | None" = None
 
 
 class Models:
@@ -121,8 +122,11 @@ class Models:
         return dict(merged_tensors(self.base, experts, self.anatomy, recipe))
 
 
+Cut = Callable[[Models, str], Tensor]
+
+
 def random_models(folder: Path) -> dict[str, Path]:
-    """A small Llama base and three experts beside it, some of whose weights do not change."""
+    """A small Llama base and three experts with related changes; a tenth of weights stays."""
     generator = torch.Generator().manual_seed(SEED)
     tokenizer = zoo_tokenizer()
     config = transformers.LlamaConfig(
@@ -137,15 +141,20 @@ def random_models(folder: Path) -> dict[str, Path]:
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     names = ["base", "math", "code", "chat"]
     start = {name: weight.clone() for name, weight in model.state_dict().items()}
+    common = {key: noise(weight, generator) for key, weight in start.items()}
     for name in names:
         for key, weight in model.state_dict().items():
-            noise = torch.empty(weight.shape).normal_(0, 0.002, generator=generator)
-            stays = torch.rand(weight.shape, generator=generator) < 0.1
-            noise[stays] = 0.0
-            weight.copy_(start[key] + noise.to(weight) if name != "base" else start[key])
+            change = noise(weight, generator) + 0.5 * common[key]
+            change[torch.rand(weight.shape, generator=generator) < 0.1] = 0.0
+            weight.copy_(start[key] if name == "base" else start[key] + change)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return {name: folder / name for name in names}
+
+
+def noise(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """A random change of a weight, of the size of a fine-tuning."""
+    return torch.empty(weight.shape).normal_(0, 0.002, generator=generator)
 
 
 def zoo_models(folder: Path, target: Path) -> dict[str, Path]:
@@ -161,25 +170,65 @@ def zoo_models(folder: Path, target: Path) -> dict[str, Path]:
 
 def cases(models: Models) -> list[Case]:
     """All comparisons."""
+    ones = (1.0, 1.0)
     weights = (0.3137, 0.9271)
+    shares = "elements at the cut, left out here, count in the experts' weights"
     at_cut = "elements at a cut left out"
+    in_fp64 = "norms and cosines fp32 there, fp64 here"
+    half_way = "means of 2, 3 deltas: half-way between bf16"
     again = "masks drawn again from the seed"
+    ties = models.recipe("ties_exact", weights, density=0.45)
+    late_ties = models.recipe("ties", (0.6, 0.9), density=0.3)
+    late_ties = replace(late_ties, coefficients=late_ties.coefficients[:1] * 3)
+    crumbs = models.recipe("breadcrumbs", weights, density=0.6, gamma=0.03)
+    elected = models.recipe("breadcrumbs_ties_exact", weights, density=0.6, gamma=0.03)
     return [
         Case("task_arithmetic", models.recipe("task_arithmetic", (-0.2, 0.9271))),
         Case("linear", models.recipe("task_arithmetic", (0.1, 0.35)), config=as_linear),
-        Case(
-            "ties",
-            models.recipe("ties_exact", weights, density=0.45),
-            reason=at_cut,
-            limits=lambda n: [n - int(0.45 * n)],
-        ),
+        Case("slerp, 2 models", models.recipe("slerp", (0.1, 0.9), 1), 5e-4, in_fp64),
+        Case("nuslerp, 2 of 3", models.recipe("nuslerp", weights, 2), 5e-4, in_fp64),
+        Case("multislerp", models.recipe("multislerp", weights), 5e-4, in_fp64),
+        Case("karcher", models.recipe("karcher", ones), 5e-4, in_fp64),
+        Case("model_stock", models.recipe("model_stock", ones), 5e-4, in_fp64),
+        Case("ram", models.recipe("ram", ones), 5e-3, half_way),
+        Case("ramplus_tl", models.recipe("ram_plus", ones), 5e-3, half_way),
+        Case("nearswap", models.recipe("nearswap", ones, 1, strength=0.0017)),
+        Case("sce", models.recipe("sce", ones, density=0.45), 5e-3, shares, cut=cut_variance),
+        Case("ties", ties, 1e-4, at_cut, cut=cut_magnitude(0.45)),
+        Case("ties, late, lambda", late_ties, 1e-4, at_cut, cut=cut_magnitude(0.3)),
+        Case("breadcrumbs", crumbs, 1e-4, at_cut, cut=cut_magnitude(0.63, 0.03)),
+        Case("breadcrumbs_ties", elected, 1e-4, at_cut, cut=cut_magnitude(0.63, 0.03)),
         Case(
             "dare_linear",
             models.recipe("dare", weights, drop_rate=0.0),
             reason=again,
             config=sparse("dare_linear", density=0.5),
             words=models.recipe("task_arithmetic", weights),
-            mask=lambda delta: rescaled(delta, torch.bernoulli(torch.full_like(delta, 0.5))),
+            mask=dropped(0.5),
+        ),
+        Case(
+            "dare_ties",
+            models.recipe("dare_ties_exact", weights, drop_rate=0.0),
+            reason=again,
+            config=sparse("dare_ties", density=0.5),
+            words=models.recipe("task_arithmetic", weights),
+            mask=dropped(0.5),
+        ),
+        Case(
+            "della_linear",
+            models.recipe("della_linear", weights, density=1.0),
+            reason=again,
+            config=sparse("della_linear", density=0.5, epsilon=0.15),
+            words=models.recipe("task_arithmetic", weights),
+            mask=pruned(0.5, 0.15),
+        ),
+        Case(
+            "della",
+            models.recipe("della_exact", weights, density=1.0),
+            reason=again,
+            config=sparse("della", normalize=True, density=0.5, epsilon=0.15),
+            words=models.recipe("task_arithmetic", weights),
+            mask=pruned(0.5, 0.15),
         ),
     ]
 
@@ -196,16 +245,35 @@ def as_linear(config: str) -> str:
     return yaml.safe_dump({**plain, "merge_method": "linear", "parameters": {"normalize": False}})
 
 
-def sparse(method: str, **knobs: float) -> Callable[[str], str]:
+def sparse(method: str, *, normalize: bool = False, **knobs: float) -> Callable[[str], str]:
     """The same weights with a method that draws masks."""
 
     def changed(config: str) -> str:
         plain = yaml.safe_load(config)
         for model in plain["models"]:
             model["parameters"] |= knobs
-        return yaml.safe_dump({**plain, "merge_method": method})
+        return yaml.safe_dump(
+            {**plain, "merge_method": method, "parameters": {"normalize": normalize}}
+        )
 
     return changed
+
+
+def dropped(density: float) -> Mask:
+    """DARE's mask: every element stays with the same probability."""
+    return lambda delta: rescaled(delta, torch.bernoulli(torch.full_like(delta, density)))
+
+
+def pruned(density: float, epsilon: float) -> Mask:
+    """DELLA's: `density - epsilon` for the smallest of a row to `density + epsilon`."""
+
+    def mask(delta: Tensor) -> Tensor:
+        rows = delta.abs().reshape(-1, delta.shape[-1])
+        ranks = rows.argsort(dim=1).argsort(dim=1) / (rows.shape[1] - 1)
+        p = (density - epsilon) + ranks * 2 * epsilon
+        return rescaled(delta, torch.bernoulli(p).reshape(delta.shape))
+
+    return mask
 
 
 def rescaled(delta: Tensor, mask: Tensor) -> Tensor:
@@ -214,7 +282,7 @@ def rescaled(delta: Tensor, mask: Tensor) -> Tensor:
     return left * (delta.abs().sum() / left.abs().sum()) if bool(left.any()) else left
 
 
-def in_fp32(models: Models, mask: Callable[[Tensor], Tensor] | None, folder: Path) -> Models:
+def in_fp32(models: Models, mask: Mask | None, folder: Path) -> Models:
     """The models in fp32, deltas masked in the order in which mergekit draws."""
     torch.manual_seed(SEED)  # mergekit draws from the global generator
     files = {name: load_file(path / "model.safetensors") for name, path in models.folders.items()}
@@ -233,19 +301,36 @@ def in_fp32(models: Models, mask: Callable[[Tensor], Tensor] | None, folder: Pat
     return Models({name: folder / name for name in files})
 
 
-def at_a_cut(models: Models, key: str, ranks: Callable[[int], Sequence[int]]) -> Tensor:
-    """Which elements of a weight have, as bf16, the magnitude of one beside a cut."""
-    found = torch.zeros(models.base.read(key).shape, dtype=torch.bool)
-    for expert in models.experts:
-        delta = expert.delta(key)
-        if delta is None:
-            continue
-        sizes = delta.abs().bfloat16()
-        ordered = delta.abs().sort().values
-        for rank in ranks(sizes.numel()):
-            for beside in ordered[max(rank - 1, 0) : rank + 1].bfloat16():
-                found |= (sizes == beside).reshape(found.shape)
-    return found
+def cut_magnitude(*kept: float) -> Cut:
+    """The elements at the border when these shares of largest magnitude are kept or dropped."""
+
+    def cut(models: Models, key: str) -> Tensor:
+        found = torch.zeros(models.base.read(key).shape, dtype=torch.bool)
+        for expert in models.experts:
+            delta = expert.delta(key)
+            if delta is not None:
+                for share in kept:
+                    at = delta.numel() - int(share * delta.numel())
+                    found |= beside(delta.abs(), at).reshape(found.shape)
+        return found
+
+    return cut
+
+
+def cut_variance(models: Models, key: str) -> Tensor:
+    """The elements at the border of the 45 % of largest variance, of those that have one."""
+    shape = models.base.read(key).shape
+    zero = torch.zeros(shape.numel())
+    deltas = [expert.delta(key) for expert in models.experts]
+    variance = torch.stack([zero if d is None else d for d in deltas]).var(0, unbiased=False)
+    at = variance.numel() - int(0.45 * int(variance.count_nonzero()))
+    return beside(variance, at).reshape(shape)
+
+
+def beside(sizes: Tensor, rank: int) -> Tensor:
+    """Which are, as bf16, equal to that of this rank (counted from the smallest) or that below."""
+    border = sizes.sort().values[max(rank - 1, 0) : rank + 1].bfloat16()
+    return torch.isin(sizes.bfloat16().float(), border.float())
 
 
 @dataclass
@@ -265,13 +350,13 @@ def difference(models: Models, ours: Weights, theirs: Weights, case: Case) -> Di
         mine, other = weight.bfloat16().float(), theirs[models.base.file_name(name)].float()
         size = models.base.read(name).float().abs()
         differ = (mine - other).abs() > SMALL * size
-        if case.limits is not None:
-            cut = at_a_cut(models, name, case.limits)
+        if case.cut is not None:
+            cut = case.cut(models, name)
             found.left_out += int(cut.sum()) / n_all
             differ &= ~cut
         found.share += int(differ.sum()) / n_all
         if bool(differ.any()):
-            larger = torch.maximum(mine.abs(), other.abs()).clamp(min=2**-126)
+            larger = torch.maximum(torch.maximum(mine.abs(), other.abs()), size).clamp(min=2**-126)
             ulp = torch.exp2(larger.log2().floor() - 7)
             found.ulp = max(found.ulp, float(((mine - other).abs() / ulp)[differ].max()))
     return found
@@ -323,11 +408,11 @@ def main() -> int:
                 f"{found.share:.4%}",
                 f"{case.allowed:.2%}",
                 f"{found.ulp:.3g}",
-                f"{found.left_out:.2%}" if case.limits else "",
+                f"{found.left_out:.2%}" if case.cut else "",
                 stored,
                 case.reason if found.share <= case.allowed else "DIFFERS",
             )
-        Console(width=120).print(table)
+        Console(width=130).print(table)
     return 0 if is_good else 1
 
 

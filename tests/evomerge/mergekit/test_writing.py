@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -63,7 +65,8 @@ def assert_says(text, parameter, model, row):
 
 def test_every_tensor_has_the_coefficient_of_its_group():
     rows = irregular(-0.2)
-    text = merge_file(recipe("task_arithmetic", rows), NAMES)
+    given = recipe("task_arithmetic", rows)
+    text = merge_file(given, NAMES)
     for model, row in zip(NAMES.experts, rows, strict=True):
         assert_says(text, "weight", model, row)
     plain = yaml.safe_load(text)
@@ -71,7 +74,9 @@ def test_every_tensor_has_the_coefficient_of_its_group():
     assert plain["base_model"] == "./base"
     assert plain["parameters"] == {"normalize": False}
     assert (plain["dtype"], plain["out_dtype"]) == ("float32", "bfloat16")
-    assert plain["tokenizer_source"] == "base"
+    assert "tokenizer_source" not in plain  # the base's, and padding rows stay
+    aligned = yaml.safe_load(merge_file(given, replace(NAMES, aligns_tokens=True)))
+    assert aligned["tokenizer_source"] == "base"
     assert plain["models"][0]["parameters"]["weight"][-1] == {"value": 0.0}
 
 
