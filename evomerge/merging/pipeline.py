@@ -122,11 +122,13 @@ def _counts(statistics: Statistics) -> Tensor:
 def pipeline(
     name: str,
     unary: Unary,
-    *knobs: KnobFacts,
+    knobs: tuple[KnobFacts, ...],
+    *,
     elects: bool = False,
     reduce: Reduce = "sum",
     early: bool = False,
     seeded: bool = False,
+    counted: bool = True,
     ranked: bool = False,
 ) -> Operator:
     """An operator of these stages.
@@ -134,11 +136,12 @@ def pipeline(
     Args:
         name: As recipes spell it.
         unary: What a delta keeps.
-        *knobs: Of the unary stage.
+        knobs: Of the unary stage.
         elects: Whether signs are elected.
         reduce: The default of the knob `reduce`.
         early: Whether the coefficients take part in the election and in the mean.
         seeded: Whether the unary stage draws.
+        counted: Whether it asks for magnitudes at all.
         ranked: Whether it asks for ranks.
     """
     names = [knob.name for knob in knobs]
@@ -151,16 +154,18 @@ def pipeline(
     if early:
         all_knobs += (KnobFacts("scale", 1.0, -10.0, 10.0, "runtime"),)
 
-    def scan(pieces: Pieces, context: TensorContext) -> Statistics:  # noqa: ARG001
+    def scan(pieces: Pieces, context: TensorContext) -> Statistics:
+        if not counted:
+            return {"from_above": torch.zeros(len(context.experts), 1, dtype=torch.int64)}
         return _statistics(count_codes(pieces), with_ranks=ranked)
 
     def gather(statistics: Sequence[Statistics], knobs: Mapping[str, Knob]) -> Statistics:
-        if knobs["ranking"] != "model" or not statistics:
+        if knobs.get("ranking") != "model" or not statistics:
             return NOTHING
         return _statistics(total_counts([_counts(s) for s in statistics]), with_ranks=ranked)
 
     def select(statistics: Statistics, context: TensorContext) -> Selector:
-        known = context.model if context.knobs["ranking"] == "model" else statistics
+        known = context.model if context.knobs.get("ranking") == "model" else statistics
         values = {knob: context.numbers(knob) for knob in names}
         facts = (
             Facts(

@@ -23,7 +23,7 @@ _KNOBS = (
 # authors: within the row). `breadcrumbs_ties` elects signs late, `breadcrumbs_ties_exact` with the
 # coefficients. The defaults are mergekit's; the paper's example keeps .2 below .1 of outliers.
 OPERATORS = (
-    pipeline("breadcrumbs", _band, *_KNOBS),
-    pipeline("breadcrumbs_ties", _band, *_KNOBS, elects=True),
-    pipeline("breadcrumbs_ties_exact", _band, *_KNOBS, elects=True, early=True),
+    pipeline("breadcrumbs", _band, _KNOBS),
+    pipeline("breadcrumbs_ties", _band, _KNOBS, elects=True),
+    pipeline("breadcrumbs_ties_exact", _band, _KNOBS, elects=True, early=True),
 )

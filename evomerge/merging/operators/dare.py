@@ -1,5 +1,7 @@
 """DARE: drop at random and rescale (Yu et al. 2024, Language Models are Super Mario)."""
 
+from functools import partial
+
 from evomerge.merging.operators.knobs import KnobFacts
 from evomerge.merging.pipeline import Facts, Selection, pipeline
 
@@ -15,9 +17,11 @@ _DROP_RATE = KnobFacts("drop_rate", 0.9, 0.0, 0.99, scope="runtime", per_expert=
 # so that the merge moves smoothly with it. Then task arithmetic (`dare`), or TIES' election with
 # `ties` (late) or `ties_exact` (early) semantics. mergekit rescales by the ratio of l1 norms
 # instead of 1 / (1 - p): the same in expectation.
+_dare = partial(pipeline, unary=_drop, knobs=(_DROP_RATE,), seeded=True, counted=False)
+
 OPERATORS = (
-    pipeline("dare", _drop, _DROP_RATE, seeded=True),
-    pipeline("dare_ties", _drop, _DROP_RATE, elects=True, reduce="mean", seeded=True),
-    pipeline("dare_ties_exact", _drop, _DROP_RATE, elects=True, early=True, seeded=True),
+    _dare("dare"),
+    _dare("dare_ties", elects=True, reduce="mean"),
+    _dare("dare_ties_exact", elects=True, early=True),
 )
 ALIASES = {"dare_linear": "dare"}

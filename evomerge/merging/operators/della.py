@@ -25,14 +25,14 @@ _KNOBS = (
 # signs as TIES does, late; `della_exact` with the coefficients, as mergekit; `della_linear` not.
 # The defaults are the paper's example: drop .3, window .14. mergekit rescales by l1 norms instead.
 OPERATORS = (
-    pipeline("della_linear", _magnitude_prune, *_KNOBS, seeded=True, ranked=True),
+    pipeline("della_linear", _magnitude_prune, _KNOBS, seeded=True, ranked=True),
     pipeline(
-        "della", _magnitude_prune, *_KNOBS, elects=True, reduce="mean", seeded=True, ranked=True
+        "della", _magnitude_prune, _KNOBS, elects=True, reduce="mean", seeded=True, ranked=True
     ),
     pipeline(
         "della_exact",
         _magnitude_prune,
-        *_KNOBS,
+        _KNOBS,
         elects=True,
         reduce="mean",
         early=True,

@@ -22,6 +22,6 @@ _DENSITY = KnobFacts("density", 0.2, scope="runtime", per_expert=True)
 # in the election and in the mean, `W0 + scale sum_k c_k D_k(c)`. Thresholds are per tensor, as in
 # the codes for language models; `ranking: model` is the paper's one per expert.
 OPERATORS = (
-    pipeline("ties", _trim, _DENSITY, elects=True, reduce="mean"),
-    pipeline("ties_exact", _trim, _DENSITY, elects=True, reduce="mean", early=True),
+    pipeline("ties", _trim, (_DENSITY,), elects=True, reduce="mean"),
+    pipeline("ties_exact", _trim, (_DENSITY,), elects=True, reduce="mean", early=True),
 )
