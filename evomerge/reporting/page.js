@@ -70,8 +70,13 @@ function layout(c, more) {
   };
 }
 
+function knobsOf(trial) {
+  return Object.entries(trial.knobs).map(([knob, value]) => `${knob} ${value}`);
+}
+
 function hoverText(trial) {
   const lines = [`<b>${escaped(trial.title)}</b> · ${escaped(trial.operator)}`];
+  if (knobsOf(trial).length) lines.push(escaped(knobsOf(trial).join(" · ")));
   [...report.objectives.map((o) => o.name), "mean"].forEach((name, i) => {
     const again = trial.held_out ? ` · held-out ${scoreText(trial.held_out[i])}` : "";
     lines.push(`${escaped(name)} <b>${scoreText(trial.search && trial.search[i])}</b>${again}`);
@@ -459,10 +464,9 @@ function select(name) {
   if (!trial) return;
   state.selected = name;
   element("detail-title").textContent = trial.title;
-  const knobs = Object.entries(trial.knobs).map(([knob, value]) => `${knob} ${value}`);
   const standing = trial.baseline ? "baseline" : `generation ${trial.generation}`;
   element("detail-recipe").textContent = [
-    trial.operator, ...knobs, standing, trial.front ? "on the front" : "dominated",
+    trial.operator, ...knobsOf(trial), standing, trial.front ? "on the front" : "dominated",
     ...(trial.name === report.knee ? ["knee"] : []), ...(trial.failure ? [trial.failure] : []), trial.digest,
   ].join(" · ");
   const body = element("detail-scores").tBodies[0];
