@@ -5,6 +5,7 @@ that a run can be resumed from anywhere.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from evomerge.baselines import DEFAULT_SCALES
-from evomerge.datatypes import Direction, Knob, Objective, Spec, digest_of
+from evomerge.datatypes import Direction, Knob, Objective, Recipe, Spec, digest_of
 from evomerge.errors import ConfigError
 
 # Content by its import path: the engine itself never imports it.
 MERGE_SPACE = "search_spaces.merge_space:merge_space"
+STARTED_SPACE = "search_spaces.started:started_space"
 LM_EVAL_FITNESS = "fitness.lm_eval:LmEvalFitness"
 PYTHON_FITNESS = "fitness.python_callable:PythonFitness"
 UNLABELED_FITNESS = "fitness.unlabeled:UnlabeledFitness"
@@ -72,7 +74,8 @@ class StatisticsConfig(_Section):
 class SpaceConfig(_Section):
     """What is searched: a preset and what overrides it; docs/search_spaces.md explains the keys.
 
-    `target` names another space class, which then takes `options`.
+    `start` is a merge to begin at: the file of a recipe (an export has one), which stands here as a
+    mapping once it was read. `target` names another space class, which then takes `options`.
     """
 
     preset: str | None = None
@@ -83,6 +86,7 @@ class SpaceConfig(_Section):
     prepare: dict[str, Knob] = Field(default_factory=dict)
     runtime: dict[str, Knob] = Field(default_factory=dict)
     strength: float | None = None
+    start: str | dict[str, Any] | None = None
     variants: list[dict[str, Any]] | None = None
     target: str = MERGE_SPACE
     options: dict[str, Any] = Field(default_factory=dict)
@@ -94,7 +98,8 @@ class SpaceConfig(_Section):
             return Spec(self.target, self.options)
         given = self.model_dump(exclude={"target", "options", "statistics"})
         arguments = {key: value for key, value in given.items() if value not in (None, {})}
-        return Spec(self.target, {**arguments, "seed": seed})
+        target = MERGE_SPACE if self.start is None else STARTED_SPACE
+        return Spec(target, {**arguments, "seed": seed})
 
 
 _SOURCES = ("lm_eval", "unlabeled", "merge", "python", "fitness")
@@ -432,6 +437,22 @@ def _is_container(annotation: Any) -> bool:
     return getattr(annotation, "__origin__", None) in (list, dict)
 
 
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe of a JSON file: a run keeps it, and not the file's name."""
+    try:
+        return Recipe.from_json(json.loads(path.read_text(encoding="utf-8"))).to_json()
+    except OSError as error:
+        raise ConfigError(
+            f"space.start must be the file of a recipe, but {path} is not readable "
+            f"({error.strerror}): give the evomerge_recipe.json of an export"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"space.start must be the file of a recipe, but {path} holds another thing: give the "
+            "evomerge_recipe.json of an export"
+        ) from error
+
+
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     def absolute(path: str) -> str:
         """Local paths become absolute; what is no local path stays (a Hub id or a task name)."""
@@ -462,7 +483,10 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
             "text": None if given.text is None else absolute(given.text),
             "second_moments": {name: absolute(path) for name, path in given.second_moments.items()},
         }
-        return one.model_copy(update={"statistics": given.model_copy(update=paths)})
+        changed: dict[str, Any] = {"statistics": given.model_copy(update=paths)}
+        if isinstance(one.start, str):
+            changed["start"] = _read_recipe(Path(absolute(one.start)))
+        return one.model_copy(update=changed)
 
     return config.model_copy(
         update={

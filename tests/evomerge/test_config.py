@@ -91,3 +91,25 @@ def test_refusals_say_rule_fact_and_remedy(text, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"readable YAML file, but .* is not \(No such file"):
         read_config(tmp_path / "none.yaml")
+
+
+def test_a_start_is_read_once_and_stands_in_the_configuration_from_then_on(tmp_path):
+    import json
+
+    from evomerge.config import STARTED_SPACE
+    from evomerge.datatypes import Recipe
+
+    recipe = Recipe("task_arithmetic", ("math", "code"), ("embed",), ((0.5,), (0.25,)))
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe.to_json()))
+    text = GOOD + "space: {start: recipe.json}\n"
+    config = parsed(text, tmp_path)
+    assert config.space.spec(0).target == STARTED_SPACE
+    assert config.space.spec(0).arguments["start"] == recipe.to_json()
+    file.write_text("{}")
+    assert parse(config.to_yaml(), folder=Path("/elsewhere")) == config
+    with pytest.raises(ConfigError, match="holds another thing"):
+        parsed(text, tmp_path)
+    file.unlink()
+    with pytest.raises(ConfigError, match="is not readable"):
+        parsed(text, tmp_path)
