@@ -293,6 +293,33 @@ def export(
         console.print(f"loaded back, it scores as journaled: {scores}")
 
 
+@app.command("import-mergekit")
+def import_mergekit(
+    file: Annotated[Path, typer.Argument(help="Of mergekit-evolve, or of a merge.")],
+    out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("config.yaml"),
+    task: Annotated[
+        list[str] | None, typer.Option(help="Objective of lm-eval, for a merge; may be repeated.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Of the models, if they are not on this machine.")
+    ] = None,
+) -> None:
+    """Make a configuration of a mergekit YAML file; what means something else here is named."""
+    from evomerge.mergekit.importing import import_file
+
+    for path in (out, out.with_suffix(".start.json")):
+        if path.exists():
+            raise ConfigError(f"an import writes new files, but {path} exists: give another --out")
+    imported = import_file(file, tasks=tuple(task or ()), n_layers=layers)
+    for path, text in imported.files(str(file), out).items():
+        path.write_text(text, encoding="utf-8")
+        console.print(Text.assemble("wrote ", (str(path), "bold")))
+    for note in imported.notes:
+        style = "yellow" if note.startswith("warning") else ""
+        console.print(Text(f"- {note}", style=style))
+    console.print(f"next: evomerge check {out}", markup=False)
+
+
 def parse_preference(text: str) -> dict[str, float]:
     """`math=2,code=1` as weights.
 
