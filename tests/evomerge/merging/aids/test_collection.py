@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evomerge.errors import CheckpointError, ConfigError, TaskError
-from evomerge.merging.aids import Collected, StatisticsSource, collect, refuse_missing
 from evomerge.merging.aids import grams as grams_module
+from evomerge.merging.aids.collection import Collected, collect, refuse_missing
+from evomerge.merging.aids.source import StatisticsSource
 from evomerge.merging.aids.texts import read_texts
 from evomerge.merging.operators import Statistics
 from tests.support import calibrated
