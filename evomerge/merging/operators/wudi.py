@@ -116,3 +116,4 @@ OPERATORS = (
         whole=True,
     ),
 )
+ALIASES = {"optmerge": "swudi"}
