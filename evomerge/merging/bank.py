@@ -23,6 +23,7 @@ from evomerge.datatypes import Knob, digest_of
 from evomerge.errors import CheckpointError
 from evomerge.merging.deltas import rounded_deltas
 from evomerge.merging.inner_product import inner_product
+from evomerge.merging.low_rank.stacks import Stacks
 from evomerge.merging.pieces import Flat
 from evomerge.merging.serial_threads import in_order
 from evomerge.merging.survey import Survey
@@ -30,7 +31,7 @@ from evomerge.merging.tensor_file import TensorFile
 from evomerge.merging.variant import Aids, Source, Variant
 
 # Part of the key: to be raised when the same experts would give other bytes or another layout.
-_FORMAT = 3
+_FORMAT = 4
 NOBODY = 255
 """The owner of places where all bases are zero."""
 
@@ -53,6 +54,8 @@ class Bank:
         experts: The names that the experts have in this run, in order.
         base_digest: Of the checkpoint that the bases are added to.
         storage: `dense` or `owner`.
+        in_factors: Tensors that are not here, because only adapters change them: a bank of plain
+            deltas leaves them in their factors.
         norms: Euclidean norm of each expert's whole delta as it is merged, before any operator.
     """
 
@@ -63,6 +66,7 @@ class Bank:
         self.experts = tuple(expert.name for expert in experts)
         self.base_digest: str = facts["base"]
         self.storage: str = facts["storage"]
+        self.in_factors = frozenset[str](facts["in_factors"])
         self.norms: Mapping[str, float] = dict(zip(self.experts, facts["norms"], strict=True))
         stems = _stems(self.storage, len(self.experts))
         try:
@@ -211,11 +215,13 @@ def _build(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        squares = _write_bases(partial, base, experts, anatomy, variant)
+        stacks = Stacks(base, experts) if variant.is_plain else Stacks(base, ())
+        squares = _write_bases(partial, base, experts, anatomy, variant, stacks)
         facts = {
             "format": _FORMAT,
             **variant.identity,
             "storage": storage_of(variant),
+            "in_factors": sorted(stacks),
             "base": base.digest,
             "experts": [expert.digest for expert in experts],
             "norms": [square**0.5 for square in squares],
@@ -230,10 +236,15 @@ def _build(
 
 
 def _write_bases(
-    folder: Path, base: Checkpoint, experts: Sequence[Expert], anatomy: Anatomy, variant: Variant
+    folder: Path,
+    base: Checkpoint,
+    experts: Sequence[Expert],
+    anatomy: Anatomy,
+    variant: Variant,
+    stacks: Stacks,
 ) -> list[float]:
     """Piece by piece; returns the squared norms of the experts' deltas."""
-    names = list(base.tensors)
+    names = [name for name in base.tensors if name not in stacks]
     deltas = dict(zip(names, in_order(partial(rounded_deltas, base, experts), names), strict=True))
 
     def read(name: str) -> Source:
@@ -257,6 +268,8 @@ def _write_bases(
 
         for of_tensor in in_order(write, names):
             squares = [a + b for a, b in zip(squares, of_tensor, strict=True)]
+    for of_tensor in in_order(stacks.squares, stacks):
+        squares = [a + b for a, b in zip(squares, of_tensor, strict=True)]
     return squares
 
 

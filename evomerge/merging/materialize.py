@@ -15,8 +15,11 @@ from evomerge.errors import ConfigError, IncompatibleError
 from evomerge.merging.bank import Bank
 from evomerge.merging.deltas import rounded_deltas
 from evomerge.merging.live_stages import LiveStages
+from evomerge.merging.low_rank.product import add_product
+from evomerge.merging.low_rank.stacks import Merges, Stacks, bound
 from evomerge.merging.mixing import Mixer, MixPiece, Pieces, Rows, is_native
 from evomerge.merging.native import kernels
+from evomerge.merging.operators.factor_operator import Merge
 from evomerge.merging.pieces import Flat, Piece
 from evomerge.merging.serial_threads import in_order
 from evomerge.merging.survey import Survey, Surveys
@@ -36,6 +39,10 @@ class Materializer:
     bytes whatever the chunk size, the number of threads, the worker, and whether the machine has a
     C compiler (then bf16 and fp32 on the CPU are summed in one pass, see `mix.c`).
 
+    Weights that only adapters change are merged in factors (`W0 + sum_k c_k s_k B_k A_k`, as one
+    product), without a delta in a bank or in memory; operators on task vectors multiply them out
+    piece by piece.
+
     Base and bank stay in their memory-mapped files (on a GPU: are copied to it once); the model's
     own parameters are the only other copy of the weights, and what is computed on the way has the
     size of a chunk. A bank of plain deltas serves recipes of every operator: those whose bases
@@ -49,6 +56,7 @@ class Materializer:
         anatomy: Of that base.
         model: Its parameters and buffers are written to, and never replaced.
         chunk_elements: How many weights are summed at once; None chooses by device.
+        experts: What the bank was made of; needed if it leaves some tensors in factors.
         aids: What operators may need besides the weights.
         surveys: Folder in which statistics of operators are kept; None keeps none.
         key: Digest of the models, for that folder.
@@ -64,6 +72,7 @@ class Materializer:
         anatomy: Anatomy,
         model: nn.Module,
         *,
+        experts: Sequence[Expert] = (),
         chunk_elements: int | None = None,
         aids: Aids | None = None,
         surveys: Path | None = None,
@@ -74,6 +83,13 @@ class Materializer:
                 f"a bank is added to the base it was made from, but {bank.path} was made from "
                 f"{bank.base_digest} and this base is {base.digest}: build its own bank"
             )
+        self._stacks = Stacks(base, experts if bank.variant.is_plain else ())
+        if set(self._stacks) != bank.in_factors:
+            raise IncompatibleError(
+                f"a bank that leaves tensors in factors is used with its adapters, but {bank.path} "
+                f"leaves {len(bank.in_factors)} and {len(self._stacks)} are given: give the experts"
+            )
+        self._merges = Merges()
         self._bank = bank
         self._anatomy = anatomy
         self._base = base
@@ -105,31 +121,57 @@ class Materializer:
         C = coefficients(recipe, self._bank.experts, self._anatomy)
         variant = _served(recipe, self._bank.variant, self._aids)
         with torch.no_grad():
-            if _is_banked(variant, self._bank.variant):
-                self._mixer.mix(self._banked_pieces(), self._rows(variant, C))
-                return
-            survey = self._surveys.of(variant)
             rows = self._rows(variant, C)
-            native = kernels()
-            by_stages = variant.is_live and variant.operator.select is not None
-            if by_stages and native is not None and all(map(is_native, self._targets.values())):
-                if self._stages is None:
-                    self._stages = LiveStages(self._names, self._source)
-                selections, stages = self._stages.of(variant, survey)
-                pieces = self._banked_pieces()
-                natives = pieces.selectors(rows, selections, stages, native)
-                self._mixer.run(natives, pieces, rows)
-                return
+            if _is_banked(variant, self._bank.variant):
+                self._mixer.mix(self._banked_pieces(), rows)
+                self._write_in_factors(variant, rows)
+            elif variant.is_on_factors:
+                self._stacks.refuse_others(variant.operator)
+                outside = [i for i, name in enumerate(self._names) if name not in self._stacks]
+                self._write_prepared(variant, rows, outside)
+                self._write_in_factors(variant, rows)
+            elif not self._write_by_stages(variant, rows):
+                self._write_prepared(variant, rows, range(len(self._names)))
 
-            def prepare_and_mix(row: int) -> None:
-                name = self._names[row]
-                prepared = _prepared(variant, self._source(name), survey, rows[row])
-                self._mixer.mix_alone(
-                    self._mixer.cut_each(row, prepared, self._targets[name]), rows
-                )
+    def _write_by_stages(self, variant: Variant, rows: Rows) -> bool:
+        """Write live bases that are made of stages in one pass; False if there is no kernel."""
+        native, select = kernels(), variant.operator.select
+        on_cpu = all(map(is_native, self._targets.values()))
+        if native is None or not variant.is_live or select is None or not on_cpu or self._stacks:
+            return False
+        if self._stages is None:
+            self._stages = LiveStages(self._names, self._source)
+        selections, stages = self._stages.of(variant, self._surveys.of(variant))
+        pieces = self._banked_pieces()
+        self._mixer.run(pieces.selectors(rows, selections, stages, native), pieces, rows)
+        return True
 
-            for _ in in_order(prepare_and_mix, range(len(self._names))):
-                pass
+    def _write_prepared(self, variant: Variant, rows: Rows, which: Iterable[int]) -> None:
+        """Write tensors whose bases are made on the way."""
+        survey = self._surveys.of(variant)
+
+        def prepare_and_mix(row: int) -> None:
+            name = self._names[row]
+            prepared = _prepared(variant, self._source(name), survey, rows[row])
+            self._mixer.mix_alone(self._mixer.cut_each(row, prepared, self._targets[name]), rows)
+
+        for _ in in_order(prepare_and_mix, which):
+            pass
+
+    def _write_in_factors(self, variant: Variant, rows: Rows) -> None:
+        """Write the tensors that only adapters change."""
+        if not self._stacks:
+            return
+        self._merges.begin(variant)
+        survey = self._surveys.of(variant)
+
+        def merge(row: int) -> None:
+            name = self._names[row]
+            source = self._source(name)
+            write_product(source, self._merges.of(source, survey), rows[row], self._targets[name])
+
+        for _ in in_order(merge, [i for i, n in enumerate(self._names) if n in self._stacks]):
+            pass
 
     def weights(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each tensor that is written to: number of its group, the base's weights, its own."""
@@ -143,9 +185,13 @@ class Materializer:
         self._base.release()
 
     def _source(self, name: str) -> Source:
-        return Source(
-            self._anatomy.roles[name], self._base.read(name), _flat(self._bank.bases(name))
+        stack = self._stacks.of(name)
+        deltas = (
+            _flat(self._bank.bases(name))
+            if stack is None
+            else rounded_deltas(self._base, self._stacks.experts, name)
         )
+        return Source(self._anatomy.roles[name], self._base.read(name), deltas, stack)
 
     def _rows(self, variant: Variant, C: Rows) -> Rows:
         rows = np.zeros((len(self._names), C.shape[1] + 1), dtype=np.float32)
@@ -161,6 +207,7 @@ class Materializer:
             self._pieces = Pieces(
                 piece
                 for row, (name, target) in enumerate(self._targets.items())
+                if name not in self._stacks
                 for piece in self._cut_banked(row, name, target)
             )
         return self._pieces
@@ -200,9 +247,17 @@ def merged_tensors(
     if isinstance(sources, Bank):
         names, variant = sources.experts, _served(recipe, sources.variant, aids)
         is_banked = _is_banked(variant, sources.variant)
+        if sources.in_factors:
+            raise ConfigError(
+                f"a merge of adapters is made from the adapters, but {sources.path} leaves them "
+                "out: give the experts themselves"
+            )
+        stacks = Stacks(base, ())
     else:
         names, variant = tuple(e.name for e in sources), Variant.of_recipe(recipe, aids)
         is_banked = False
+        stacks = Stacks(base, sources)
+        stacks.refuse_others(variant.operator)
     C = coefficients(recipe, names, anatomy)
     mixer = Mixer()
 
@@ -212,8 +267,9 @@ def merged_tensors(
             if isinstance(sources, Bank)
             else rounded_deltas(base, sources, name)
         )
-        return Source(anatomy.roles[name], base.read(name), deltas)
+        return Source(anatomy.roles[name], base.read(name), deltas, stacks.of(name))
 
+    by_factors = variant.is_plain or variant.is_on_factors
     needs_survey = not is_banked or variant.operator.weigh is not None
     survey = Survey.make(variant, base.tensors, source) if needs_survey else Survey({}, {})
 
@@ -223,6 +279,10 @@ def merged_tensors(
         row = np.append(C[role.group], np.float32(0))
         if variant.operator.weigh is not None:
             row = _weighed(variant, source(name), survey, row)
+        if by_factors and name in stacks:
+            one = source(name)
+            write_product(one, bound(variant, one, survey), row, merged)
+            return name, merged
         if isinstance(sources, Bank) and is_banked:
             pieces: Iterable[MixPiece] = mixer.cut(0, weight, sources.bases(name), merged)
         else:
@@ -232,6 +292,13 @@ def merged_tensors(
         return name, merged
 
     return in_order(merge, base.tensors)
+
+
+def write_product(source: Source, merge: Merge, row: Rows, target: Tensor) -> None:
+    """Write a weight that is merged in factors; where torch computes alone."""
+    weights, extra = row[:-1].tolist(), float(row[-1])
+    change = merge(weights) if any(weights) else None
+    add_product(source.base, change, target, base_weight=1.0 + extra)
 
 
 def _prepared(
@@ -261,7 +328,9 @@ def _flat(tensors: Iterable[Tensor | None]) -> list[Flat | None]:
 
 def _is_banked(variant: Variant, banked: Variant) -> bool:
     """Whether the bank holds the variant's bases."""
-    return not variant.is_live and variant.identity == banked.identity
+    if variant.is_live or variant.is_on_factors:
+        return False
+    return variant.identity == banked.identity
 
 
 def _served(recipe: Recipe, banked: Variant, aids: Aids | None) -> Variant:

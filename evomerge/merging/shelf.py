@@ -67,7 +67,7 @@ class Shelf:
         self.norms: Mapping[str, float] = bank.norms
         self._plain = self._bound(bank)
         for variant in announced:
-            if not (variant.is_plain or variant.is_live) and self._fits(variant):
+            if variant.has_bank and self._fits(variant):
                 self._asked[_name(variant)] = _ON_THE_FLY
                 self._opened(variant)
 
@@ -85,7 +85,7 @@ class Shelf:
         return self._plain.weights()
 
     def _materializer(self, variant: Variant) -> Materializer:
-        if variant.is_plain or variant.is_live:
+        if not variant.has_bank:
             return self._plain
         name = _name(variant)
         self._asked[name] += 1
@@ -132,6 +132,7 @@ class Shelf:
             bank,
             self._anatomy,
             self._model,
+            experts=self._experts,
             aids=self._aids,
             surveys=self._cache.expanduser().absolute() / "surveys",
             key=self._key,

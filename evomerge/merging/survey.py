@@ -39,7 +39,7 @@ class Survey:
     def make(cls, variant: Variant, names: Iterable[str], read: Callable[[str], Source]) -> Self:
         """Look at every tensor, on as many threads as torch would use."""
         operator = variant.operator
-        if operator.scan is None:
+        if not variant.looks:
             return cls({}, NOTHING)
         named = list(names)
         found = in_order(lambda name: variant.look(read(name)), named)
@@ -83,7 +83,7 @@ class Surveys:
         return self._open[key]
 
     def _load_or_make(self, variant: Variant, key: str) -> Survey:
-        if self._folder is None or variant.operator.scan is None:
+        if self._folder is None or not variant.looks:
             return Survey.make(variant, self._names, self._read)
         path = self._folder / f"{key}.safetensors"
         if not path.is_file():

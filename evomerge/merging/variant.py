@@ -10,7 +10,9 @@ from torch import Tensor
 from evomerge.checkpoints.anatomy import TensorRole
 from evomerge.datatypes import Knob, Recipe
 from evomerge.errors import ConfigError
+from evomerge.merging.low_rank.stack import Stack
 from evomerge.merging.operators import Operator, Statistics, TensorContext, get_operator
+from evomerge.merging.operators.factor_operator import FactorOperator
 from evomerge.merging.operators.operator import NOTHING
 from evomerge.merging.pieces import Flat, Piece, Pieces, in_pieces, piece_length
 
@@ -25,14 +27,21 @@ class Aids(Protocol):
     def of(self, name: str) -> tuple[Statistics, ...]:
         """For each expert what is known of a tensor; empty if nothing is."""
 
+    def only(self, names: Sequence[str]) -> Self:
+        """These aids alone; raises `ConfigError` if one was not collected."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of the base and the experts' changes of it, None where there is none."""
+    """A tensor of the base and the experts' changes of it, None where there is none.
+
+    `stack` holds the factors if all who change it are adapters.
+    """
 
     role: TensorRole
     base: Tensor
     deltas: Sequence[Flat | None]
+    stack: Stack | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Variant:
         if found.needs and aids is None:
             raise ConfigError(
                 f"{found.name} needs {' and '.join(found.needs)} of every expert, but none were "
-                "collected: add `statistics` to the space"
+                "collected: name their source in space.statistics"
             )
         at = {name.partition("@")[2] for name in (*knobs, *(free or {}))} - {"", *experts}
         if at:
@@ -97,7 +106,7 @@ class Variant:
             found.complete(knobs, "prepare"),
             seed if found.seeded else 0,
             found.complete(free or {}, "runtime"),
-            aids if found.needs else None,
+            aids.only(found.needs) if found.needs and aids is not None else None,
         )
 
     @classmethod
@@ -126,6 +135,16 @@ class Variant:
         """Whether its bases are made anew for every candidate."""
         return not self.is_plain and (self.operator.early or bool(self.free))
 
+    @property
+    def is_on_factors(self) -> bool:
+        """Whether it takes adapters only, and merges in factors what they change."""
+        return isinstance(self.operator, FactorOperator)
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether its bases can be kept in a bank of its own."""
+        return not (self.is_plain or self.is_live or self.is_on_factors)
+
     @cached_property
     def identity(self) -> dict[str, object]:
         """What its bases depend on besides the checkpoints, as plain data."""
@@ -140,10 +159,14 @@ class Variant:
 
     @cached_property
     def identity_of_statistics(self) -> dict[str, object]:
-        """What its statistics depend on: the knobs of scope `prepare`."""
+        """What its statistics depend on: the knobs of scope `prepare`, and the aids."""
         scanned = {f.name for f in self.operator.knobs if f.scope == "prepare"}
         knobs = {name: value for name, value in self.knobs.items() if name in scanned}
-        return {"operator": self.operator.name, "knobs": knobs}
+        return {
+            "operator": self.operator.name,
+            "knobs": knobs,
+            **({} if self.aids is None else {"aids": self.aids.digest}),
+        }
 
     def context(
         self,
@@ -167,11 +190,18 @@ class Variant:
             aids=() if self.aids is None else self.aids.of(role.name),
         )
 
+    @property
+    def looks(self) -> bool:
+        """Whether it has statistics."""
+        return self.operator.scan is not None or self.is_on_factors
+
     def look(self, source: Source) -> Statistics:
         """The statistics of a tensor."""
-        if self.operator.scan is None or _is_untouched(source):
+        if not self.looks or _is_untouched(source):
             return NOTHING
         context = self.context(source.role, source.base.shape)
+        if source.stack is not None and isinstance(self.operator, FactorOperator):
+            return self.operator.look_at(source.stack, context)
         return self.operator.look(self._pieces(source), context)
 
     def bases(

@@ -51,6 +51,11 @@ class FactorOperator(Operator):
     bind: Bind = field(default=concatenate)
     linear: bool = True
 
+    @property
+    def is_plain(self) -> bool:
+        """What it makes of factors has no bases at all."""
+        return False
+
 
 def on_the_left(left: Tensor, right: Tensor, rows: Tensor, stack: Stack) -> Merge:
     """A merge whose coefficients stand at the left factors only, over a shared right one.

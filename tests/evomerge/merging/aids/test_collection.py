@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from evomerge.merging.aids.collection import Collected, collect, refuse_missing
 from evomerge.merging.aids.source import StatisticsSource
 from evomerge.merging.aids.texts import read_texts
 from evomerge.merging.operators import Statistics
-from tests.support import calibrated
-from tests.support.calibrated import TEXTS, Calibrated, gpt2, llama, save, write_texts
+from tests.support.calibrated import (
+    TEXTS,
+    Calibrated,
+    gpt2,
+    llama,
+    save,
+    tokenizer,
+    write_texts,
+)
 
-Q, K = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+Q = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.fixture(autouse=True)
@@ -68,23 +76,22 @@ def aids(tmp_path: Path, text: str) -> Callable[..., Collected]:
 
 
 def token_ids(text: str, length: int = 64) -> Tensor:
-    tokenizer = calibrated.zoo_tokenizer()
-    return torch.tensor([tokenizer(text).input_ids[:length]])
+    return torch.tensor([tokenizer()(text).input_ids[:length]])
 
 
-def inputs_of(model: Any, path: str, texts: tuple[str, ...] = TEXTS, length: int = 64) -> Tensor:
-    """All that a module reads, `(n_tokens, in)` in float64."""
-    read: list[Tensor] = []
+def inputs_of(model: Any, *paths: str, length: int = 64) -> list[Tensor]:
+    """All that each module reads, `(n_tokens, in)` in float64."""
+    read: dict[str, list[Tensor]] = {path: [] for path in paths}
+    for path in paths:
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        read.append(args[0].reshape(-1, args[0].shape[-1]))
+        def hook(module: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
+            read[path].append(args[0].reshape(-1, args[0].shape[-1]))
 
-    handle = model.get_submodule(path).register_forward_pre_hook(hook)
+        model.get_submodule(path).register_forward_pre_hook(hook)
     with torch.no_grad():
-        for text in texts:
+        for text in TEXTS:
             model(token_ids(text, length))
-    handle.remove()
-    return torch.cat(read)
+    return [torch.cat(read[path]) for path in paths]
 
 
 def gram(X: Tensor) -> Tensor:
@@ -102,12 +109,12 @@ def test_grams_are_those_of_what_each_expert_reads(untied, aids):
     n_linear = 0
     for k, expert in enumerate(untied.experts):
         model = untied.model_of(expert.name)
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                found = collected.of(f"{path}.weight")[k]
-                close(found["gram"], gram(inputs_of(model, path)))
-                assert int(found["input_axis"]) == 1
-                n_linear += 1
+        paths = [p for p, module in model.named_modules() if isinstance(module, nn.Linear)]
+        for path, X in zip(paths, inputs_of(model, *paths), strict=True):
+            found = collected.of(f"{path}.weight")[k]
+            close(found["gram"], gram(X))
+            assert int(found["input_axis"]) == 1
+            n_linear += 1
     assert n_linear == 2 * (2 * 7 + 1)  # the head of its own too
 
 
@@ -139,12 +146,13 @@ def test_layers_that_read_the_same_share_a_gram_on_the_disk(untied, aids, tmp_pa
 def test_weights_that_are_stored_transposed_have_their_inputs_on_the_first_axis(transposed, aids):
     collected = aids(transposed, "gram")
     model = transposed.model_of("expert1")
-    for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
-        found = collected.of(f"transformer.h.0.{part}.weight")[1]
-        X = inputs_of(model, f"transformer.h.0.{part}")
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    paths = [f"transformer.h.0.{part}" for part in parts]
+    for path, X in zip(paths, inputs_of(model, *paths), strict=True):
+        found = collected.of(f"{path}.weight")[1]
         close(found["gram"], gram(X))
         assert int(found["input_axis"]) == 0
-        assert model.get_submodule(f"transformer.h.0.{part}").weight.shape[0] == X.shape[1]
+        assert model.get_submodule(path).weight.shape[0] == X.shape[1]
     assert collected.of("transformer.wte.weight") == ({}, {})
 
 
@@ -196,6 +204,22 @@ def test_an_expert_is_run_once_also_for_later_runs(untied, aids, tmp_path, text)
     assert not list((tmp_path / "cache" / "aids").glob("*.partial"))
 
 
+def test_an_aid_has_a_digest_that_does_not_depend_on_others(untied, aids):
+    both = aids(untied, "gram", "fisher")
+    assert both.only(["gram"]).digest == aids(untied, "gram").digest != both.digest
+    assert "fisher" not in both.only(["gram"]).of(Q)[0]
+    with pytest.raises(ConfigError, match="second_moment was not"):
+        both.only(["gram", "second_moment"])
+
+
+def test_of_two_that_want_the_same_one_collects(untied, aids):
+    untied.written.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: aids(untied, "gram").digest, range(2))
+    assert first == second
+    assert untied.written == ["expert0", "expert1"]
+
+
 def test_other_texts_and_lengths_are_other_statistics(untied, aids, tmp_path):
     other = write_texts(tmp_path / "other.txt", TEXTS[:2])
     digests = {
@@ -211,7 +235,8 @@ def test_other_texts_and_lengths_are_other_statistics(untied, aids, tmp_path):
 def test_texts_are_cut_to_their_greatest_length(untied, aids):
     found = aids(untied, "gram", max_length=5).of(Q)[0]["gram"]
     model = untied.model_of("expert0")
-    close(found, gram(inputs_of(model, Q.removesuffix(".weight"), length=5)))
+    (X,) = inputs_of(model, Q.removesuffix(".weight"), length=5)
+    close(found, gram(X))
 
 
 def test_a_collection_that_dies_leaves_nothing_that_counts(untied, aids, tmp_path):
@@ -264,13 +289,13 @@ def test_activations_that_are_not_finite_are_refused(tmp_path, text):
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, aids):
-    models = save(tmp_path / "models", llama, experts=1, tokenizer=False)
+    models = save(tmp_path / "models", llama, experts=1, with_tokenizer=False)
     with pytest.raises(TaskError, match="has no tokenizer"):
         aids(models, "gram")
 
 
 def test_models_that_text_alone_tells_too_little_are_refused(tmp_path, aids):
-    size = len(calibrated.zoo_tokenizer())
+    size = len(tokenizer())
     classifier = save(
         tmp_path / "bert",
         lambda: transformers.BertForSequenceClassification(
