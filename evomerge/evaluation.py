@@ -5,12 +5,13 @@ The one place with a broad `except`: whatever a candidate does wrong costs that 
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from evomerge.datatypes import (
 )
 from evomerge.errors import ConfigError, TaskError
 from evomerge.live_model import LoadedModel
+from evomerge.merging.aids.source import StatisticsSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from evomerge.checkpoints.experts import Expert
     from evomerge.checkpoints.reading import Checkpoint
     from evomerge.config import Config
+    from evomerge.merging.aids.collection import Collected
     from evomerge.protocols import Fitness
 
 
@@ -80,6 +83,7 @@ class WorkerSetup:
     fitness: tuple[Spec, ...]
     cache: str
     announced: tuple[Recipe, ...] = ()
+    statistics: StatisticsSource = field(default_factory=StatisticsSource)
     bank_bytes: int = 100_000_000_000
     spool: str | None = None
     threads: int = 1
@@ -102,6 +106,7 @@ def worker_setup(config: "Config", *, spool_folder: Path | None = None) -> Worke
         ),
         fitness=config.fitness(),
         cache=os.environ.get("EVOMERGE_CACHE", cache),
+        statistics=StatisticsSource(**dict(config.space.statistics)),
         bank_bytes=int(config.bank_gigabytes * 1e9),
         spool=None if spool_folder is None else str(spool_folder),
         threads=workers.threads or max(1, (os.cpu_count() or 1) // workers.count),
@@ -159,6 +164,57 @@ def open_models(sources: ModelSources) -> OpenedModels:
     return OpenedModels(base, experts, Anatomy.of(base))
 
 
+_LoadedLive = tuple["nn.Module", "PreTrainedTokenizerBase | None"]
+
+
+def statistics_for(
+    operators: Iterable[str],
+    setup: WorkerSetup,
+    models: OpenedModels,
+    load: Callable[[], _LoadedLive] | None = None,
+) -> "Collected | None":
+    """What operators need besides the weights, from the cache or collected now; None for nothing.
+
+    Args:
+        operators: Names.
+        setup: Says where statistics come from, and where they are kept.
+        models: Of the run.
+        load: Called if something must be collected: the model to run, which is left as an expert,
+            and its tokenizer. By default one is loaded for that.
+
+    Raises:
+        ConfigError: The setup does not name what an operator needs, or names what cannot be read.
+        TaskError: The models cannot be run on text.
+        CheckpointError: The cache cannot be written, or is damaged.
+    """
+    from evomerge.merging.aids.collection import collect, expert_writer, refuse_missing
+
+    needs = refuse_missing(operators, setup.statistics, tuple(setup.models.experts))
+    if not needs:
+        return None
+
+    def live() -> LoadedModel:
+        if load is None:
+            model, tokenizer = load_live_model(
+                models.base,
+                choose_device(setup.device),
+                trust_remote_code=setup.models.trust_remote_code,
+            )
+        else:
+            model, tokenizer = load()
+        writer = expert_writer(models.base, models.experts, models.anatomy, model)
+        return LoadedModel(model, tokenizer, writer=writer)
+
+    source, cache = setup.statistics, Path(setup.cache)
+    return collect(needs, source, models.base, models.experts, cache, functools.cache(live))
+
+
+def digests_of_statistics(aids: "Collected | None") -> dict[str, str]:
+    """As a run remembers them beside those of its models."""
+    digests = {} if aids is None else aids.digests
+    return {f"{aid} of the experts": digest for aid, digest in digests.items()}
+
+
 class Worker:
     """Resident base, deltas and one live model on one device; answers jobs one at a time.
 
@@ -186,10 +242,13 @@ class Worker:
         self._models = models
         self._cache = Path(setup.cache)
         names = tuple(expert.name for expert in models.experts)
-        announced = [Variant.of_recipe(recipe) for recipe in setup.announced]
-        model, tokenizer = load_live_model(
-            models.base, device, trust_remote_code=setup.models.trust_remote_code
+        trusted = setup.models.trust_remote_code
+        load = functools.cache(
+            lambda: load_live_model(models.base, device, trust_remote_code=trusted)
         )
+        aids = statistics_for((r.operator for r in setup.announced), setup, models, load)
+        announced = [Variant.of_recipe(recipe, aids) for recipe in setup.announced]
+        model, tokenizer = load()
         self._shelf = Shelf(
             self._cache,
             models.base,
@@ -198,6 +257,7 @@ class Worker:
             model,
             announced=announced,
             most_bytes=setup.bank_bytes,
+            aids=aids,
         )
         self._live = LoadedModel(
             model,
@@ -213,7 +273,7 @@ class Worker:
         for fitness in self._fitness:
             fitness.bind(self._live)
         self.facts = WorkerFacts(
-            model_digests=models.digests,
+            model_digests={**models.digests, **digests_of_statistics(aids)},
             groups=models.anatomy.groups,
             objectives=tuple(o for fitness in self._fitness for o in fitness.objectives),
             items=tuple(facts for pair in items for facts in pair),

@@ -16,8 +16,10 @@ from evomerge.evaluation import (
     OpenedModels,
     Worker,
     choose_device,
+    digests_of_statistics,
     load_live_model,
     open_models,
+    statistics_for,
     worker_setup,
 )
 from evomerge.history import History, Trial, read_history
@@ -69,6 +71,14 @@ def export(
     config = RunFolder(run).read_config()
     trial = find_trial(history, name)
     models, recipe = _models_and_recipe(run, history, config, trial)
+    aids = statistics_for([recipe.operator], worker_setup(config), models)
+    for what, digest in digests_of_statistics(aids).items():
+        if history.started.model_digests.get(what) != digest:
+            raise RunError(
+                f"an export needs the statistics of the run, but the {what} changed since {run} "
+                "was made: restore space.statistics.text and the cache, or export on the machine "
+                "of the run"
+            )
     in_mergekit = beside(config, models, recipe)
     texts = {RECIPE_FILE: json.dumps(recipe.to_json(), indent=1) + "\n"}
     if in_mergekit.text is not None:
@@ -76,7 +86,7 @@ def export(
     write_model(
         folder,
         models.base,
-        merged_tensors(models.base, models.experts, models.anatomy, recipe),
+        merged_tensors(models.base, models.experts, models.anatomy, recipe, aids=aids),
         card=model_card(history, trial, recipe, config, mergekit=in_mergekit.sentence),
         max_shard_bytes=max_shard_bytes,
         extra_files=texts,
@@ -108,7 +118,8 @@ def _models_and_recipe(
     run: Path, history: History, config: Config, trial: Trial
 ) -> tuple[OpenedModels, Recipe]:
     models = open_models(worker_setup(config).models)
-    if models.digests != dict(history.started.model_digests):
+    started = history.started.model_digests
+    if any(started.get(name) != digest for name, digest in models.digests.items()):
         raise RunError(
             f"an export needs the models of the run, but they changed since {run} was made: "
             "restore them"

@@ -139,6 +139,8 @@ class Session:
     def __init__(
         self, config: Config, folder: RunFolder | None = None, started: Started | None = None
     ) -> None:
+        from evomerge.merging.aids.collection import refuse_missing  # torch, only for runs
+
         self.config = config
         named = tuple(o.objective for o in config.objectives)
         # A worker in this process cannot outlive it: nobody would find its results in the spool.
@@ -177,6 +179,8 @@ class Session:
                 estimator_name(name, kind)  # refused before a worker loads a model
         # Every operator and bank that the search will ask for is at one of its anchors.
         announced = tuple(self.space.decode(u) for u in self.space.anchors)
+        operators = (recipe.operator for recipe in announced)
+        refuse_missing(operators, setup.statistics, tuple(config.experts))
         self.executor: Executor = start_executor(
             config.workers, replace(setup, announced=announced)
         )

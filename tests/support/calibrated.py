@@ -1,5 +1,6 @@
 """Tiny real models on the disk with a tokenizer, for collecting statistics of them."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,15 @@ from evomerge.live_model import LoadedModel
 TEXTS = ("add: 3 + 4 = 7", "sort: c a b = a b c", "reverse: x y = y x", "count: a ? a b a = 2")
 
 
+@functools.cache
+def tokenizer() -> Any:
+    return zoo_tokenizer()
+
+
 def llama(*, tied: bool = False) -> nn.Module:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=len(zoo_tokenizer()),
+            vocab_size=len(tokenizer()),
             hidden_size=16,
             intermediate_size=24,
             num_hidden_layers=2,
@@ -35,7 +41,7 @@ def llama(*, tied: bool = False) -> nn.Module:
 def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=len(zoo_tokenizer()), n_embd=16, n_layer=1, n_head=2, n_positions=64
+            vocab_size=len(tokenizer()), n_embd=16, n_layer=1, n_head=2, n_positions=64
         )
     )
 
@@ -67,19 +73,19 @@ class Calibrated:
             model.load_state_dict(self.model_of(name).state_dict())
 
         has = self.base.tokenizer_digest is not None
-        return LoadedModel(model, zoo_tokenizer() if has else None, writer=write)
+        return LoadedModel(model, tokenizer() if has else None, writer=write)
 
 
 def save(
-    folder: Path, make: Callable[[], nn.Module], *, experts: int = 2, tokenizer: bool = True
+    folder: Path, make: Callable[[], nn.Module], *, experts: int = 2, with_tokenizer: bool = True
 ) -> Calibrated:
     """A base of random weights and experts beside it."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model: Any = make()
     model.save_pretrained(folder / "base")
-    if tokenizer:
-        zoo_tokenizer().save_pretrained(folder / "base")
+    if with_tokenizer:
+        tokenizer().save_pretrained(folder / "base")
     base_weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     names = [f"expert{k}" for k in range(experts)]
     generator = torch.Generator().manual_seed(4)

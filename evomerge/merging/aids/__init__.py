@@ -3,7 +3,3 @@
 `collection` has the one entry point. Each expert is run over unlabeled text once; what is found is
 kept in the cache, one folder per expert and kind (`kept`), and read tensor by tensor.
 """
-
-from evomerge.merging.aids.collection import Collected, StatisticsSource, collect, refuse_missing
-
-__all__ = ["Collected", "StatisticsSource", "collect", "refuse_missing"]

@@ -1,24 +1,26 @@
 """Collecting what operators need besides the weights, once per expert and text."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.experts import Expert
 from evomerge.checkpoints.reading import Checkpoint
-from evomerge.datatypes import digest_of
+from evomerge.datatypes import Recipe, digest_of
 from evomerge.errors import ConfigError, TaskError
 from evomerge.merging.aids.fisher import fisher_information, parameters
 from evomerge.merging.aids.forwards import longest, refuse_other_than_causal, refuse_unreadable
 from evomerge.merging.aids.grams import grams, linear_layers, shared_inputs
 from evomerge.merging.aids.kept import KeptAids, Plan
 from evomerge.merging.aids.second_moments import SecondMoments
+from evomerge.merging.aids.source import StatisticsSource
 from evomerge.merging.aids.texts import read_texts, token_ids
 from evomerge.merging.least_squares import FISHER, GRAM, INPUT_AXIS, SECOND_MOMENT
+from evomerge.merging.materialize import merged_tensors
 from evomerge.merging.operators import Statistics, get_operator
 from evomerge.protocols import LiveModel
 
@@ -30,23 +32,6 @@ _REMEDIES = {
     FISHER: "name a file of unlabeled text in space.statistics.text",
     SECOND_MOMENT: "name a file for every expert in space.statistics.second_moments",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StatisticsSource:
-    """Where they come from; paths are absolute.
-
-    Attributes:
-        text: File of unlabeled text (see `texts`).
-        samples: How many texts of it, evenly spread.
-        max_length: Tokens of a text that are used.
-        second_moments: By expert, a safetensors file of Adam's `exp_avg_sq`.
-    """
-
-    text: str | None = None
-    samples: int = 256
-    max_length: int = 512
-    second_moments: Mapping[str, str] = field(default_factory=dict)
 
 
 def refuse_missing(
@@ -88,14 +73,33 @@ class Collected:
     """The aids of all experts, in order; tensors are read when they are asked for.
 
     Attributes:
-        digest: Content address of all of them.
-        names: Which aids there are.
+        digests: Content address of each aid.
     """
 
     def __init__(self, kept: Mapping[str, Sequence[_Kept]]) -> None:
         self._kept = kept
-        self.names = tuple(sorted(kept))
-        self.digest = digest_of({aid: [one.digest for one in each] for aid, each in kept.items()})
+        self.digests: Mapping[str, str] = {
+            aid: digest_of([one.digest for one in each]) for aid, each in kept.items()
+        }
+
+    @property
+    def digest(self) -> str:
+        """Content address of all of them."""
+        return digest_of(dict(self.digests))
+
+    def only(self, names: Sequence[str]) -> Self:
+        """These aids alone, so that what is made with them does not depend on others.
+
+        Raises:
+            ConfigError: One was not collected.
+        """
+        for name in names:
+            if name not in self._kept:
+                raise ConfigError(
+                    f"statistics are collected before a search, but {name} was not: "
+                    f"{_REMEDIES[name]}"
+                )
+        return type(self)({name: self._kept[name] for name in names})
 
     def of(self, name: str) -> tuple[Statistics, ...]:
         """For each expert what is known of a weight, by aid; not to be written to."""
@@ -221,3 +225,20 @@ def _run(
         {layer.weight: layer.input_axis for layer in layers},
     )
     return plan, grams(model, first, sequences, expert)
+
+
+def expert_writer(
+    base: Checkpoint, experts: Sequence[Expert], anatomy: Anatomy, model: nn.Module
+) -> Callable[[str], None]:
+    """What gives a model the weights of an expert without a bank, for a while or for good."""
+    names, groups = tuple(expert.name for expert in experts), anatomy.group_labels
+
+    def write(name: str) -> None:
+        rows = tuple((float(other == name),) * len(groups) for other in names)
+        recipe = Recipe("task_arithmetic", names, groups, rows)
+        state = model.state_dict()
+        with torch.no_grad():
+            for weight, merged in merged_tensors(base, experts, anatomy, recipe):
+                state[weight].copy_(merged)
+
+    return write
