@@ -77,12 +77,12 @@ class Signs:
         changed = signs.abs()
         both = changed @ changed.T
         opposed = (both - signs @ signs.T) / 2
-        at_least_two = changed.sum(0) >= 2
-        disputed = (signs > 0).any(0) & (signs < 0).any(0)
+        n_changing = changed.sum(0)
+        disputed = signs.sum(0).abs() < n_changing
         return cls(
             both.numpy().astype(np.int64),
             opposed.numpy().astype(np.int64),
-            int(at_least_two.sum()),
+            int((n_changing >= 2).sum()),
             int(disputed.sum()),
         )
 
