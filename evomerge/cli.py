@@ -267,12 +267,18 @@ def export(
     mergekit: Annotated[
         Path | None, typer.Option(help="Write a mergekit file, and a folder only with --out.")
     ] = None,
+    as_adapter: Annotated[
+        bool, typer.Option("--as-adapter", help="Write one PEFT adapter instead of a model.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of the adapter; default: exact.", show_default=False)
+    ] = None,
     max_shard_bytes: Annotated[int, typer.Option(min=1)] = 5_000_000_000,
     verify: Annotated[bool, typer.Option(help="Load it back and compare scores.")] = True,
 ) -> None:
     """Write a trial as a model folder that `from_pretrained` loads, and re-score it."""
     from evomerge.export import export as write_export
-    from evomerge.export import export_mergekit
+    from evomerge.export import export_adapter, export_mergekit
     from evomerge.reporting.terminal import pick
 
     if trial is not None and prefer is not None:
@@ -286,6 +292,13 @@ def export(
         if folder is None:
             return
     folder = folder or Path("merged")
+    if rank is not None and not as_adapter:
+        raise ConfigError("a rank is that of an adapter, but a model was asked for: --as-adapter")
+    if as_adapter:
+        error = export_adapter(run, trial, folder, rank=rank)
+        loss = "exact" if rank is None else f"rank {rank} leaves out {error:.2%} of the change"
+        console.print(Text.assemble("wrote ", (str(folder), "bold"), f" (trial {trial}, {loss})"))
+        return
     done = write_export(run, trial, folder, max_shard_bytes=max_shard_bytes, verify=verify)
     console.print(Text.assemble("wrote ", (str(done.folder), "bold"), f" (trial {trial})"))
     if done.rescored is not None:

@@ -252,6 +252,18 @@ class EstimatorsConfig(_Section):
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
+class VocabularyConfig(_Section):
+    """What the merge has where vocabularies differ; None decides nothing, and warns.
+
+    `extra_rows: owner` takes the rows of tokens that only experts have whole from them. `tokenizer`
+    and `chat_template` are `base` or the name of an expert; a template may also be `none`.
+    """
+
+    extra_rows: Literal["base", "owner"] = "base"
+    tokenizer: str | None = None
+    chat_template: str | None = None
+
+
 class FinalConfig(_Section):
     """The last step: up to `front` trials of the front are re-scored on held-out items."""
 
@@ -283,6 +295,7 @@ class Config(_Section):
     allow_pickle: bool = False
     trust_remote_code: bool = False
     allow_tokenizer_mismatch: bool = False
+    vocabulary: VocabularyConfig = VocabularyConfig()
 
     @model_validator(mode="after")
     def _plain_names(self) -> Self:
@@ -291,6 +304,18 @@ class Config(_Section):
                 raise ValueError(
                     f"an expert's name has letters, digits, dots, dashes and underscores only, "
                     f"but one is {name!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _known_vocabularies(self) -> Self:
+        known = {"base", *self.experts}
+        for key, others in (("tokenizer", set()), ("chat_template", {"none"})):
+            value = getattr(self.vocabulary, key)
+            if value is not None and value not in known | others:
+                raise ValueError(
+                    f"vocabulary.{key} is one of {', '.join(sorted(known | others))}, "
+                    f"but it is {value!r}"
                 )
         return self
 

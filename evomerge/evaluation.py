@@ -20,6 +20,7 @@ import platformdirs
 
 from evomerge import loading, spool
 from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.checkpoints.vocabulary import VocabularyChoice
 from evomerge.datatypes import (
     Evaluation,
     Failure,
@@ -68,6 +69,7 @@ class ModelSources:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     allow_tokenizer_mismatch: bool = False
+    vocabulary: VocabularyChoice = field(default_factory=VocabularyChoice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def worker_setup(config: "Config", *, spool_folder: Path | None = None) -> Worke
             allow_pickle=config.allow_pickle,
             trust_remote_code=config.trust_remote_code,
             allow_tokenizer_mismatch=config.allow_tokenizer_mismatch,
+            vocabulary=VocabularyChoice(**dict(config.vocabulary)),
         ),
         fitness=config.fitness(),
         cache=os.environ.get("EVOMERGE_CACHE", cache),
@@ -141,6 +144,7 @@ def open_models(sources: ModelSources) -> OpenedModels:
         IncompatibleError: when they cannot be merged.
     """
     from evomerge.checkpoints.experts import open_expert
+    from evomerge.checkpoints.merged_base import resolve_vocabulary
     from evomerge.checkpoints.reading import Checkpoint
 
     base = Checkpoint.open(
@@ -158,9 +162,11 @@ def open_models(sources: ModelSources) -> OpenedModels:
             allow_pickle=sources.allow_pickle,
             trust_remote_code=sources.trust_remote_code,
             allow_tokenizer_mismatch=sources.allow_tokenizer_mismatch,
+            vocabulary=sources.vocabulary,
         )
         for name, source in sources.experts.items()
     )
+    base, experts = resolve_vocabulary(base, experts, sources.vocabulary)
     return OpenedModels(base, experts, Anatomy.of(base))
 
 
@@ -424,12 +430,14 @@ def load_live_model(
         model = model_class.from_pretrained(
             base.path, dtype="auto", trust_remote_code=trust_remote_code
         )
+    base.fit(model)
     model.requires_grad_(False)
     model.eval().to(device)
     if base.tokenizer_digest is None:
         return model, None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=trust_remote_code)
+        with base.tokenizer_folder() as folder:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise TaskError(
             f"the base's tokenizer must load, but that in {base.path} does not "

@@ -114,6 +114,40 @@ def export_mergekit(run: Path, name: str, file: Path) -> None:
     file.write_text(text, encoding="utf-8")
 
 
+def export_adapter(run: Path, name: str, folder: Path, *, rank: int | None = None) -> float:
+    """Write a trial that was merged in factors as one PEFT adapter.
+
+    Args:
+        run: A run directory; only read.
+        name: A trial of it.
+        folder: Where to write; must not exist, or be empty.
+        rank: Of the adapter; None is exact (the sum of the experts' ranks, as a rule).
+
+    Returns:
+        What a rank leaves out: Frobenius norm over that of the whole change; 0 if exact.
+
+    Raises:
+        RunError: when the run has no such trial, or its models changed.
+        ConfigError: when its operator merges no factors.
+        IncompatibleError: when a weight is changed otherwise than by factors.
+        CheckpointError: when the folder cannot be written.
+    """
+    from evomerge.merging.low_rank.as_adapter import merged_factors, truncated, write_adapter
+
+    history = read_history(run)
+    config = RunFolder(run).read_config()
+    trial = find_trial(history, name)
+    models, recipe = _models_and_recipe(run, history, config, trial)
+    factors = merged_factors(models.base, models.experts, models.anatomy, recipe)
+    error = 0.0
+    if rank is not None:
+        factors, error = truncated(factors, rank)
+    sentence = beside(config, models, recipe).sentence
+    card = model_card(history, trial, recipe, config, mergekit=sentence)
+    write_adapter(folder, models.base, factors, card=card)
+    return error
+
+
 def _models_and_recipe(
     run: Path, history: History, config: Config, trial: Trial
 ) -> tuple[OpenedModels, Recipe]:

@@ -233,6 +233,20 @@ class Adapter:
             total = change if total is None else total + change
         return total
 
+    def n_rows(self, name: str) -> int:
+        """Rows of the weight as the adapter stores it; the base's if it stores factors only."""
+        if name in self._full:
+            return self._weights.facts[self._full[name]].shape[0]
+        return self.base.tensors[name].shape[0]
+
+    def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+        """These rows of the adapted weight."""
+        shape = self.base.tensors[name].shape
+        if name in self._full and bool((ids >= shape[0]).any()):
+            return self._weights.read(self._full[name])[ids]
+        W0, change = self.base.read(name)[ids], self.delta(name)
+        return W0 if change is None else W0.float() + change.reshape(shape)[ids]
+
     def release(self) -> None:
         """Unmap the files as soon as nothing read from them is in use; reading maps them again."""
         self._weights.release()

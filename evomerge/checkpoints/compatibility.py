@@ -8,7 +8,12 @@ import torch
 from evomerge.checkpoints.anatomy import role_of
 from evomerge.checkpoints.digests import check_finite
 from evomerge.checkpoints.reading import Checkpoint
-from evomerge.checkpoints.vocabulary import Vocabulary
+from evomerge.checkpoints.vocabulary import (
+    Vocabulary,
+    VocabularyChoice,
+    is_reserved,
+    read_special_tokens,
+)
 from evomerge.errors import IncompatibleError
 
 __all__ = [
@@ -49,6 +54,7 @@ BEHAVIOUR_FIELDS = (
     "sliding_window",
 )
 _DISPARITY = 10.0
+_UNDECIDED = VocabularyChoice()
 
 
 def check_architecture(name: str, expert: Checkpoint, base: Checkpoint) -> None:
@@ -141,14 +147,16 @@ def check_tokenizer(
     base: Checkpoint,
     *,
     allow_mismatch: bool = False,
+    choice: VocabularyChoice = _UNDECIDED,
 ) -> list[str]:
-    """The same id must mean the same token; returns warnings.
+    """The same id must mean the same token; returns warnings of what was not decided.
 
     Raises:
         IncompatibleError: An id means different tokens and `allow_mismatch` is not set.
     """
     warnings = []
     ours = base.vocabulary
+    decide = "set `vocabulary.tokenizer` to `base` or an expert"
     if vocabulary is None:
         warnings.append(f"expert {name} ({folder}) has no tokenizer: assumed to be the base's")
     elif ours is None:
@@ -160,21 +168,49 @@ def check_tokenizer(
                 "cannot be compared"
             )
         else:
-            conflict = _conflict(vocabulary, ours)
+            by_owner = choice.extra_rows == "owner"
+            conflict = _conflict(vocabulary, ours, reserved_may_change=by_owner)
             if conflict is not None and not allow_mismatch:
+                only_reserved = not by_owner and not _conflict(
+                    vocabulary, ours, reserved_may_change=True
+                )
+                setting = (
+                    "`vocabulary: {extra_rows: owner}`, as they are reserved in the base"
+                    if only_reserved
+                    else "`allow_tokenizer_mismatch: true`"
+                )
                 raise IncompatibleError(
                     f"the same id must mean the same token, but {conflict} in expert {name} "
                     f"({folder}) and the base: take models with the base's tokenizer, or set "
-                    "`allow_tokenizer_mismatch: true`"
+                    f"{setting}"
                 )
+            if conflict is not None:
+                warnings.append(
+                    f"expert {name} has another tokenizer than the base ({conflict}): the merge "
+                    f"uses {_whose(choice.tokenizer)}"
+                )
+            elif choice.tokenizer is None:
+                warnings.append(
+                    f"expert {name} has another tokenizer than the base with the same ids"
+                    f"{_added(vocabulary, ours)}: the merge uses the base's; {decide}"
+                )
+    if vocabulary is not None and choice.tokenizer is None:
+        different = _different_roles(read_special_tokens(folder), read_special_tokens(base.path))
+        if different:
             warnings.append(
-                f"expert {name} has another tokenizer than the base"
-                + (f" ({conflict})" if conflict else " with the same ids")
-                + ": the merge uses the base's"
+                f"expert {name} has other special tokens than the base ({different}): the merge "
+                f"uses the base's; {decide}"
             )
-    if chat_template is not None and base.chat_template not in (None, chat_template):
+    undecided = choice.chat_template is None and choice.tokenizer is None
+    if undecided and chat_template is not None and base.chat_template != chat_template:
+        has, uses = (
+            ("a chat template and the base none", "none")
+            if base.chat_template is None
+            else ("another chat template than the base", "the base's")
+        )
         warnings.append(
-            f"expert {name} has another chat template than the base: the merge uses the base's"
+            f"expert {name} has {has}: the merge uses {uses}; set `vocabulary.chat_template` to "
+            "`base`, an expert or `none`"
         )
     return warnings
 
@@ -241,14 +277,41 @@ def _differs_in_vocabulary(
     )
 
 
-def _conflict(theirs: Vocabulary, ours: Vocabulary) -> str | None:
+def _conflict(
+    theirs: Vocabulary, ours: Vocabulary, *, reserved_may_change: bool = False
+) -> str | None:
     """How many ids mean different tokens, with the first as example."""
     token_of = {i: token for token, i in ours.tokens.items()}
     different = sorted(
-        (i, token) for token, i in theirs.tokens.items() if token_of.get(i, token) != token
+        (i, token)
+        for token, i in theirs.tokens.items()
+        if token_of.get(i, token) != token
+        and not (reserved_may_change and is_reserved(token_of[i]))
     )
     if not different:
         moved = sum(ours.tokens.get(token, i) != i for token, i in theirs.tokens.items())
         return f"{moved} tokens have other ids" if moved else None
     i, token = different[0]
     return f"{len(different)} ids differ, the first being {i} ({token!r} and {token_of[i]!r})"
+
+
+def _added(theirs: Vocabulary, ours: Vocabulary) -> str:
+    """The first tokens that only the expert has."""
+    added = sorted((i, token) for token, i in theirs.tokens.items() if token not in ours.tokens)
+    if not added:
+        return ""
+    shown = ", ".join(repr(token) for _, token in added[:3])
+    return f" and {len(added)} more tokens ({shown}{', …' if len(added) > 3 else ''})"
+
+
+def _different_roles(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
+    """Which special tokens the expert sets differently."""
+    return ", ".join(
+        f"{role} {theirs[role]!r} instead of {ours.get(role)!r}"
+        for role in theirs
+        if theirs[role] != ours.get(role)
+    )
+
+
+def _whose(chosen: str | None) -> str:
+    return "the base's" if chosen in (None, "base") else f"that of {chosen}"

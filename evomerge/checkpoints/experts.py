@@ -16,7 +16,9 @@ from evomerge.checkpoints.compatibility import (
 )
 from evomerge.checkpoints.hub import local_folder
 from evomerge.checkpoints.reading import Checkpoint
-from evomerge.checkpoints.vocabulary import read_chat_template, read_vocabulary
+from evomerge.checkpoints.vocabulary import VocabularyChoice, read_chat_template, read_vocabulary
+
+_UNDECIDED = VocabularyChoice()
 
 
 class Expert(Protocol):
@@ -43,6 +45,12 @@ class Expert(Protocol):
 
         None if they do not change. The same numbers come however the weight is cut.
         """
+
+    def n_rows(self, name: str) -> int:
+        """How many rows it has for a weight of the vocabulary, which may be more than the base."""
+
+    def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor | None:
+        """These rows of its own weight, or None if it has no such weight; all below `n_rows`."""
 
     def release(self) -> None:
         """Unmap its files as soon as nothing read from them is in use; reading maps them again."""
@@ -73,6 +81,7 @@ class FullExpert:
         base: Checkpoint,
         *,
         allow_tokenizer_mismatch: bool = False,
+        vocabulary: VocabularyChoice = _UNDECIDED,
     ) -> Self:
         """Compare with the base.
 
@@ -88,6 +97,7 @@ class FullExpert:
             checkpoint.chat_template,
             base,
             allow_mismatch=allow_tokenizer_mismatch,
+            choice=vocabulary,
         )
         warnings += setting_warnings(name, checkpoint, base)
         identical = identity_warning(name, checkpoint, base, mapping)
@@ -123,6 +133,16 @@ class FullExpert:
         weight, where = self.checkpoint.read(theirs), f"{theirs} in {self.checkpoint.path}"
         return self.base.change_to(weight, where, name, start, stop)
 
+    def n_rows(self, name: str) -> int:
+        """Rows of the expert's weight; the base's if it lacks it."""
+        theirs = self._mapping.get(name)
+        return (self.base if theirs is None else self.checkpoint).tensors[theirs or name].shape[0]
+
+    def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor | None:
+        """These rows of the expert's weight, or None if it lacks it."""
+        theirs = self._mapping.get(name)
+        return None if theirs is None else self.checkpoint.read(theirs)[ids]
+
     def release(self) -> None:
         """Unmap the expert's files; the base's stay."""
         self.checkpoint.release()
@@ -137,6 +157,7 @@ def open_expert(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     allow_tokenizer_mismatch: bool = False,
+    vocabulary: VocabularyChoice = _UNDECIDED,
 ) -> Expert:
     """Open an adapter (a folder with `adapter_config.json`) or a full model and compare it.
 
@@ -149,20 +170,27 @@ def open_expert(
     )
     if (folder / "adapter_config.json").is_file():
         adapter = Adapter.open(folder, base, name=name, allow_pickle=allow_pickle)
-        vocabulary = read_vocabulary(folder)
-        if vocabulary is not None:
+        own = read_vocabulary(folder)
+        if own is not None:
             adapter.warnings += tuple(
                 check_tokenizer(
                     name,
                     folder,
-                    vocabulary,
+                    own,
                     read_chat_template(folder),
                     base,
                     allow_mismatch=allow_tokenizer_mismatch,
+                    choice=vocabulary,
                 )
             )
         return adapter
     checkpoint = Checkpoint.open(
         folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
-    return FullExpert.of(name, checkpoint, base, allow_tokenizer_mismatch=allow_tokenizer_mismatch)
+    return FullExpert.of(
+        name,
+        checkpoint,
+        base,
+        allow_tokenizer_mismatch=allow_tokenizer_mismatch,
+        vocabulary=vocabulary,
+    )

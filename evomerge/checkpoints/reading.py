@@ -1,13 +1,15 @@
 """The lazily opened model folder."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from evomerge.checkpoints.anatomy import role_of
+from evomerge.checkpoints.companions import CODE, MODEL_FILES, TOKENIZER_FILES, read_files
 from evomerge.checkpoints.digests import check_finite, digest_tensors, remembered
 from evomerge.checkpoints.hub import local_folder
 from evomerge.checkpoints.skeleton import Skeleton, skeleton_of
@@ -22,6 +24,9 @@ from evomerge.checkpoints.weights import (
     read_json,
 )
 from evomerge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Checkpoint", "TensorFacts"]
 
@@ -264,6 +269,28 @@ class Checkpoint:
         check_finite(shared, f"{name} in {self.path}")
         change = W.to(torch.float32) - shared.to(torch.float32)
         return torch.nn.functional.pad(change, (0, len(W0) - len(W)))
+
+    def vocabulary_weights(self) -> list[str]:
+        """The weights with one row per token: embeddings and heads, in the order of `tensors`."""
+        return [
+            name
+            for name, facts in self.tensors.items()
+            if role_of(name) in ((None, "embed"), (None, "head"))
+            and facts.shape[:1] == (self.vocab_size,)
+        ]
+
+    def companions(self) -> dict[str, bytes]:
+        """The files that belong to the model besides weights and card, by name."""
+        code = CODE if self.trust_remote_code else ()
+        return read_files(self.path, (*MODEL_FILES, *TOKENIZER_FILES, *code))
+
+    @contextlib.contextmanager
+    def tokenizer_folder(self) -> Iterator[Path]:
+        """A folder that the tokenizer can be loaded from while the context lasts."""
+        yield self.path
+
+    def fit(self, model: "nn.Module") -> None:
+        """Give a model that was loaded from `path` the weights and settings that differ here."""
 
     def release(self) -> None:
         """Unmap the files as soon as no weight read is in use; reading maps them again."""

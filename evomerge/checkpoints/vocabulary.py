@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.checkpoints.weights import read_json
 from evomerge.datatypes import digest_of
@@ -23,6 +24,51 @@ class Vocabulary:
     tokens: Mapping[str, int] = field(repr=False)
     merges: tuple[str, ...] = field(repr=False)
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyChoice:
+    """What the user decided where base and experts differ; None is no decision.
+
+    Attributes:
+        extra_rows: Where rows of tokens come from that the base does not have: `base` (there are
+            none beyond its own) or `owner` (whole from the expert that has the token).
+        tokenizer: `base` or the expert whose tokenizer and special tokens the merge has.
+        chat_template: `base`, an expert, or `none`.
+    """
+
+    extra_rows: Literal["base", "owner"] = "base"
+    tokenizer: str | None = None
+    chat_template: str | None = None
+
+
+# How vocabularies call the rows that they keep for tokens of later models.
+_RESERVED = re.compile(r"reserved|unused|placeholder|<\|extra_\d+\|>", re.IGNORECASE)
+
+
+def is_reserved(token: str) -> bool:
+    """Whether a token's name says that it stands for nothing yet."""
+    return _RESERVED.search(token) is not None
+
+
+def read_special_tokens(folder: Path) -> dict[str, Any]:
+    """The tokens that begin, end and pad texts, by role; those that are set.
+
+    `eos_token_id` are the ids that end a generation, sorted.
+    """
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        plain = read_json(folder / name) if (folder / name).is_file() else {}
+        for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            token = plain.get(role)
+            content = token.get("content") if isinstance(token, dict) else token
+            if content is not None:
+                found[role] = str(content)
+    for name in ("config.json", "generation_config.json"):
+        ids = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        if ids is not None:
+            found["eos_token_id"] = sorted(ids) if isinstance(ids, list) else [ids]
+    return found
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -48,14 +94,22 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The chat template of a folder, stripped, or None."""
+    """The chat template of a folder, stripped, or None; several as the JSON of their list."""
+    template = read_raw_template(folder)
+    if template is None:
+        return None
+    return template.strip() if isinstance(template, str) else json.dumps(template)
+
+
+def read_raw_template(folder: Path) -> Any:
+    """The chat template as it is stored: a text, a list of several with names, or None."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8").strip()
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             template = read_json(folder / name).get("chat_template")
             if template is not None:
-                return template.strip() if isinstance(template, str) else json.dumps(template)
+                return template
     return None
 
 

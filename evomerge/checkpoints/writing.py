@@ -12,25 +12,9 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from evomerge.checkpoints.companions import write_files
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.errors import CheckpointError
-
-# Everything of the base's folder that belongs to the model besides weights and card.
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-)
 
 
 def write_model(
@@ -70,7 +54,7 @@ def write_model(
         raise _unwritable(folder, error) from error
     try:
         _write_shards(partial, base, tensors, max_shard_bytes)
-        _copy_companions(partial, base)
+        write_files(partial, base.companions())
         for name, text in {"README.md": card, **(extra_files or {})}.items():
             (partial / name).write_text(text, encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp makes it private
@@ -155,13 +139,6 @@ def _checked(
         )
     for name in base.constants:
         yield name, base.read(name)
-
-
-def _copy_companions(partial: Path, base: Checkpoint) -> None:
-    patterns = (*_COMPANIONS, "*.py") if base.trust_remote_code else _COMPANIONS
-    for file in sorted({file for pattern in patterns for file in base.path.glob(pattern)}):
-        if file.is_file():
-            shutil.copyfile(file, partial / file.name)
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.config import Config, ModelRef
+from evomerge.config import Config, ModelRef, VocabularyConfig
 from evomerge.datatypes import Recipe
 from evomerge.errors import ConfigError
 from evomerge.evaluation import OpenedModels
@@ -36,6 +36,11 @@ def of_run(
     Raises:
         ConfigError: mergekit cannot make this model; the message says why.
     """
+    if config.vocabulary != VocabularyConfig():
+        raise ConfigError(
+            "a mergekit file has the base's vocabulary, but this run chose another in "
+            "`vocabulary`: use the exported model"
+        )
     names = _names(config, models, folders_by_name)
     version = importlib.metadata.version("evomerge")
     comments = [f"evomerge {version}, recipe {recipe.digest}", f"run: {_command(config, models)}"]
