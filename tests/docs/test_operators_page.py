@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.merging.operators import ALIASES, OPERATORS, WRAPPERS, KnobFacts
+from evomerge.merging.operators.operator import plain
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text(encoding="utf-8")
 
@@ -25,7 +26,7 @@ def test_every_operator_has_its_row(name: str):
     _, _, _, knobs, tier, _, _ = (cell.strip() for cell in row.split("|"))
     assert knobs == ("; ".join(map(written, operator.knobs)) or "none")
     live = "P2" if operator.select else "P3"
-    assert tier == ("P0" if operator.is_plain else live if operator.early else "P1")
+    assert tier == ("P0" if operator.prepare is plain else live if operator.early else "P1")
 
 
 def test_wrappers_and_aliases_are_there():
