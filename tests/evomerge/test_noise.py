@@ -17,6 +17,7 @@ def test_a_search_over_pure_noise_claims_no_gain(
     for split, offset in (("search", 0.0), ("held_out", 1000.0)):
         lines = (json.dumps({"x": offset + n}) for n in range(60))
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    optimism: list[float] = []
     for seed in range(2):
         config = write_config(
             objectives=[objective],
@@ -32,4 +33,7 @@ def test_a_search_over_pure_noise_claims_no_gain(
         assert verdict.sentence.startswith("no gain")
         # the luckiest of many looks good on the items it was chosen by, and the table says so
         (row,) = optimism_rows(history)
-        assert row["front"] is None or row["front"]["value"] > 0.0
+        if row["front"] is not None:
+            optimism.append(row["front"]["value"] / row["front"]["standard_error"])
+    # by the luck of the held-out items it may be missed once, but neither always nor by far
+    assert not optimism or (max(optimism) > 0.0 and min(optimism) > -2.0)
