@@ -46,16 +46,6 @@ def lowest_kept(counts: Tensor, density: float) -> int:
     return max(1, N_CODES - 1 - int(torch.searchsorted(from_above, n_kept)))
 
 
-def highest_kept(counts: Tensor, outliers: float) -> int:
-    """The code from which on lies at most the fraction `outliers` of the entries: to be dropped.
-
-    With 0 none is: the answer is N_CODES.
-    """
-    n_dropped = round(outliers * int(counts.sum()))
-    from_above = counts.flip(0).cumsum(0)
-    return N_CODES - int(torch.searchsorted(from_above, n_dropped, right=True))
-
-
 def ranks(counts: Tensor) -> Tensor:
     """For each code the mean rank of its entries from below, from 0 (least) to 1; fp32 (N_CODES,).
 

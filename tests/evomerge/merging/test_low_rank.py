@@ -10,7 +10,6 @@ from evomerge.checkpoints.experts import open_expert
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.errors import ConfigError, IncompatibleError
 from evomerge.merging.low_rank import product
-from evomerge.merging.low_rank.dense import dense_deltas
 from evomerge.merging.low_rank.product import add_product
 from evomerge.merging.low_rank.stack import LowRank, Stack, stack_of
 from evomerge.merging.operators import OPERATORS, TensorContext, get_operator
@@ -234,10 +233,6 @@ def test_stacks_hold_what_adapters_change(base_of, tmp_path, family, first, seco
             c_k * delta.double() for c_k, delta in zip(c, deltas, strict=True) if delta is not None
         )
         near((made.left.double().T @ made.right.double()).reshape(-1), expected, 1e-6)
-        for delta, dense in zip(deltas, dense_deltas(stack, torch.float32), strict=True):
-            assert (delta is None) == (dense is None)
-            if delta is not None:
-                torch.testing.assert_close(dense[0 : facts.n_parameters], delta)
     assert n_stacks >= 4
 
 
@@ -274,19 +269,6 @@ def test_an_untrained_adapter_changes_nothing(base_of, tmp_path):
     found = stack_of(base, [untrained, trained], name)
     assert found is not None
     assert found.ranks == (0, 3)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_parts_of_a_dense_delta_are_the_delta(dtype):
-    stack = random_stack(300, 500, (2, 0, 3), (2.0, 1.0, 0.5))
-    whole = [d and d[0:150_000] for d in dense_deltas(stack, dtype)]
-    assert whole[1] is None
-    for k in (0, 2):
-        near(whole[k].double().view(300, 500), exact_deltas(stack)[k], 1e-2)
-        for length in (BLOCK, 2 * BLOCK, 1001):
-            for start in range(0, 150_000, length):
-                part = slice(start, min(150_000, start + length))
-                assert torch.equal(dense_deltas(stack, dtype)[k][part], whole[k][part])
 
 
 # Core Space
