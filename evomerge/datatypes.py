@@ -120,12 +120,21 @@ class Problem:
 
     `anchors` are points of the unit cube, best guess first (at least one): the centre of every
     initial design. `budget` is the number of evaluations planned.
+
+    What follows is known where the space has it: the objectives' `names`, the point nearest to the
+    base (`origin`), one near each expert alone (`experts`), and for each dimension the number of
+    the expert that it moves (`owners`) and where in the model, from 0 to 1 (`depths`).
     """
 
     dimensions: tuple[Dimension, ...]
     n_objectives: int
     anchors: tuple[tuple[float, ...], ...]
     budget: int
+    names: tuple[str, ...] = ()
+    origin: tuple[float, ...] | None = None
+    experts: tuple[tuple[float, ...], ...] = ()
+    owners: tuple[int | None, ...] = ()
+    depths: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +249,19 @@ class Answers:
 
     items: NDArray[np.int64]
     values: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What a candidate's losses rest on: one entry per objective.
+
+    `standard_errors` are of the losses, `n_items` how many items were answered. `answers` are the
+    items' losses (less is better), for samplers that say `wants_answers = True`.
+    """
+
+    standard_errors: tuple[float, ...]
+    n_items: tuple[int, ...]
+    answers: tuple[Answers, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from evomerge.datatypes import (
     Dimension,
     Estimate,
     Evaluation,
+    Evidence,
     FloatArray,
     Group,
     Job,
@@ -134,7 +135,13 @@ class Estimator(Protocol):
 class Sampler(Protocol):
     """Proposes points of the unit cube; minimises; deterministic in its seed and its calls.
 
-    Built as `Sampler(problem, seed=int, **options of the user)`.
+    Built as `Sampler(problem, seed=int, **options of the user)`. Three attributes are optional:
+
+    - `readmit(candidate)` takes a candidate that an earlier process was given, in the place of the
+      `ask` that made it. Who has it is not asked again on resume: what it proposes follows from
+      what it was told, from what is pending and from the number of asks. Who lacks it is replayed.
+    - `remarks`, sentences that the user should know by now; new ones are journaled.
+    - `wants_answers = True` has the items' answers put into the evidence.
     """
 
     @property
@@ -144,7 +151,12 @@ class Sampler(Protocol):
     def ask(self) -> Candidate | None:
         """The next candidate, or None until more of what was asked has been told."""
 
-    def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:
+    def tell(
+        self,
+        candidate: Candidate,
+        losses: Sequence[float] | None,
+        evidence: Evidence | None = None,
+    ) -> None:
         """Finite losses, one per objective, or None for a failed candidate; in any order."""
 
 

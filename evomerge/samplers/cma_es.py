@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, FloatArray, Problem
+from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
 from evomerge.errors import ConfigError
 from evomerge.samplers.design import DECIMALS
 from evomerge.samplers.ledger import Ledger, Told
@@ -111,13 +111,18 @@ class CmaEsSampler:
         self._points[candidate.id] = x
         return candidate
 
-    def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:
+    def tell(
+        self,
+        candidate: Candidate,
+        losses: Sequence[float] | None,
+        evidence: Evidence | None = None,
+    ) -> None:
         """Take in losses; the last of a generation moves the distribution.
 
         Raises:
             ValueError: the candidate is not pending or its losses are not finite.
         """
-        self._ledger.tell(candidate, losses)
+        self._ledger.tell(candidate, losses, evidence)
         if len(self._points) == self._population and self._ledger.n_pending == 0:
             self._learn(self._ledger.close_generation())
 

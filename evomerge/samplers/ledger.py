@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evomerge.datatypes import Candidate
+from evomerge.datatypes import Candidate, Evidence
 
 Losses = tuple[float, ...] | None
 """What a candidate was told: one finite loss per objective, or None for a failure."""
@@ -12,10 +12,11 @@ Losses = tuple[float, ...] | None
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A candidate and its losses."""
+    """A candidate, its losses and what they rest on, if that is known."""
 
     candidate: Candidate
     losses: Losses
+    evidence: Evidence | None = None
 
 
 class Ledger:
@@ -34,7 +35,23 @@ class Ledger:
         self._pending[candidate.id] = candidate
         return candidate
 
-    def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:
+    def readmit(self, candidate: Candidate) -> None:
+        """Expect a candidate to be told that an earlier process was given as its next.
+
+        Raises:
+            ValueError: it is not the next.
+        """
+        if candidate.id != self._n_asked:
+            raise ValueError(f"candidate {self._n_asked} is next, not {candidate.id}")
+        self._n_asked += 1
+        self._pending[candidate.id] = candidate
+
+    def tell(
+        self,
+        candidate: Candidate,
+        losses: Sequence[float] | None,
+        evidence: Evidence | None = None,
+    ) -> Told:
         """Accept losses for a candidate that is pending.
 
         Raises:
@@ -53,7 +70,19 @@ class Ledger:
                     f"got {losses}"
                 )
         del self._pending[candidate.id]
-        self._told.append(Told(asked, losses))
+        told = Told(asked, losses, evidence)
+        self._told.append(told)
+        return told
+
+    @property
+    def n_asked(self) -> int:
+        """How many candidates were asked: the next one's id."""
+        return self._n_asked
+
+    @property
+    def pending(self) -> tuple[Candidate, ...]:
+        """What was asked and not told, in the order of ids."""
+        return tuple(self._pending.values())
 
     @property
     def n_pending(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, FloatArray, Problem
+from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
 from evomerge.samplers.design import DECIMALS, FLIP_PROBABILITY, Kinds, centred_design
 from evomerge.samplers.ledger import Ledger, Told
 from evomerge.samplers.options import checked_population
@@ -67,13 +67,18 @@ class Nsga2Sampler:
             return None
         return self._ledger.ask(self._generation, self._upcoming.pop(0))
 
-    def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:
+    def tell(
+        self,
+        candidate: Candidate,
+        losses: Sequence[float] | None,
+        evidence: Evidence | None = None,
+    ) -> None:
         """Take in losses; the last of a generation breeds the next one.
 
         Raises:
             ValueError: the candidate is not pending or its losses are not finite.
         """
-        self._ledger.tell(candidate, losses)
+        self._ledger.tell(candidate, losses, evidence)
         if not self._upcoming and self._ledger.n_pending == 0:
             self._select(self._ledger.close_generation())
             self._generation += 1

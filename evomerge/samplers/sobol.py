@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Problem
+from evomerge.datatypes import Candidate, Evidence, Problem
 from evomerge.errors import ConfigError
 from evomerge.samplers.design import Kinds, proposal
 from evomerge.samplers.ledger import Ledger
@@ -54,6 +54,11 @@ class SobolSampler:
             self._upcoming = [proposal(x, self._kinds) for x in self._sequence.random(CHUNK)]
         return self._ledger.ask(generation=0, u=self._upcoming.pop(0))
 
-    def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:
+    def tell(
+        self,
+        candidate: Candidate,
+        losses: Sequence[float] | None,
+        evidence: Evidence | None = None,
+    ) -> None:
         """Check and forget; raises `ValueError` for a candidate that is not pending."""
-        self._ledger.tell(candidate, losses)
+        self._ledger.tell(candidate, losses, evidence)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Problem
+from evomerge.datatypes import Candidate, Evidence, Problem
 from evomerge.samplers.design import Kinds, proposal
 from evomerge.samplers.ledger import Ledger
 
@@ -33,6 +33,11 @@ class UniformSampler:
         u = proposal(self._rng.random(len(self._kinds.binary)), self._kinds)
         return self._ledger.ask(generation=0, u=u)
 
-    def tell(self, candidate: Candidate, losses: Sequence[float] | None) -> None:
+    def tell(
+        self,
+        candidate: Candidate,
+        losses: Sequence[float] | None,
+        evidence: Evidence | None = None,
+    ) -> None:
         """Check and forget; raises `ValueError` for a candidate that is not pending."""
-        self._ledger.tell(candidate, losses)
+        self._ledger.tell(candidate, losses, evidence)
