@@ -6,7 +6,7 @@ import numpy as np
 
 from evomerge import loading
 from evomerge.config import JACKKNIFE
-from evomerge.datatypes import Answers, FloatArray, Objective, Split
+from evomerge.datatypes import Answers, Evidence, FloatArray, Objective, Split
 from evomerge.history import History, Trial
 
 
@@ -31,6 +31,23 @@ def item_losses(history: History, trials: Sequence[Trial], split: Split) -> list
         ]
         losses.append(objective.loss(1.0) * np.stack(rows))
     return losses
+
+
+def evidence_of(history: History, trial: Trial, *, with_answers: bool) -> Evidence | None:
+    """What a trial's losses on search items rest on; None without scores."""
+    if trial.search is None:
+        return None
+    estimates = [trial.search[objective.name] for objective in history.objectives]
+    answers: list[Answers] = []
+    for objective in history.objectives if with_answers else ():
+        given = history.answers(trial.name, Split.SEARCH, objective.name)
+        values = objective.loss(1.0) * _contributions(objective, given)
+        answers.append(Answers(np.sort(given.items), values))
+    return Evidence(
+        standard_errors=tuple(estimate.standard_error for estimate in estimates),
+        n_items=tuple(estimate.n_items for estimate in estimates),
+        answers=tuple(answers),
+    )
 
 
 def pools_of(history: History) -> list[int]:

@@ -25,6 +25,7 @@ from evomerge.datatypes import (
 from evomerge.errors import FuseError, JournalError
 from evomerge.execution.retries import RETRIES
 from evomerge.history import History, Trial, history_of
+from evomerge.item_losses import evidence_of
 from evomerge.journal import Event, Journal
 from evomerge.packing import pack, unpack
 from evomerge.questions import Questions, parse_key
@@ -35,6 +36,9 @@ Observer = Callable[[History], None]
 
 _DURABLE = {"started", "told", "failed", "budget", "finished"}
 """Events that cost work or name a wish of the user."""
+
+_SETTLING = {"told", "failed", "scored"}
+"""Events that may tell the sampler something."""
 
 
 def _ignore(history: History) -> None:
@@ -179,11 +183,19 @@ class Driver:
         self._journal.append(event, durable=event["event"] in _DURABLE)
         self._take_in(event)
         self._observe(self.history)
+        if event["event"] in _SETTLING:
+            self._note_remarks()
+
+    def _note_remarks(self) -> None:
+        """Journal what the sampler says of itself, once in a run."""
+        for remark in getattr(self._session.sampler, "remarks", ()):
+            if remark not in self.history.notes:
+                self._append({"event": "note", "text": remark})
 
     def _replay(self, event: Event) -> None:
         """As `_append` for an event of an earlier session; the sampler must ask the same."""
         if event["event"] == "asked" and event.get("u") is not None:
-            candidate = self._session.sampler.ask()
+            candidate = self._ask_again(event)
             if (
                 candidate is None
                 or str(candidate.id) != event["trial"]
@@ -195,6 +207,16 @@ class Driver:
                     "resume with the versions that the journal's first line names"
                 )
         self._take_in(event)
+
+    def _ask_again(self, event: Event) -> Candidate | None:
+        """The candidate that a sampler is asked for in the place of a journaled one."""
+        sampler = self._session.sampler
+        readmit: Callable[[Candidate], None] | None = getattr(sampler, "readmit", None)
+        if readmit is None:
+            return sampler.ask()
+        candidate = Candidate(int(event["trial"]), event["generation"], tuple(event["u"]))
+        readmit(candidate)
+        return candidate
 
     def _take_in(self, event: Event) -> None:
         """The consequences of an event: for the history, and for the sampler."""
@@ -212,7 +234,9 @@ class Driver:
             losses: Sequence[float] | None = None
             if trial.search is not None:
                 losses = tuple(self.history.losses([trial])[0])
-            self._session.sampler.tell(self._candidates[name], losses)
+            wants_answers = getattr(self._session.sampler, "wants_answers", False)
+            evidence = evidence_of(self.history, trial, with_answers=wants_answers)
+            self._session.sampler.tell(self._candidates[name], losses, evidence)
 
     def _remember(self, candidate: Candidate) -> Recipe:
         name = str(candidate.id)
