@@ -283,6 +283,8 @@ def export(
 
     if trial is not None and prefer is not None:
         raise ConfigError("an export is named or preferred, but both were given: drop one of them")
+    if rank is not None and not as_adapter:
+        raise ConfigError("a rank is that of an adapter, but a model was asked for: --as-adapter")
     if trial is None:
         preference = None if prefer is None else parse_preference(prefer)
         trial = pick(read_history(run), preference).name
@@ -292,8 +294,6 @@ def export(
         if folder is None:
             return
     folder = folder or Path("merged")
-    if rank is not None and not as_adapter:
-        raise ConfigError("a rank is that of an adapter, but a model was asked for: --as-adapter")
     if as_adapter:
         error = export_adapter(run, trial, folder, rank=rank)
         loss = "exact" if rank is None else f"rank {rank} leaves out {error:.2%} of the change"

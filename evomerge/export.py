@@ -11,7 +11,7 @@ from evomerge.card import model_card
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.config import Config
 from evomerge.datatypes import Answers, Job, Recipe, Split
-from evomerge.errors import RunError
+from evomerge.errors import ConfigError, RunError
 from evomerge.evaluation import (
     OpenedModels,
     Worker,
@@ -80,7 +80,7 @@ def export(
                 "of the run"
             )
     in_mergekit = beside(config, models, recipe)
-    texts = {RECIPE_FILE: json.dumps(recipe.to_json(), indent=1) + "\n"}
+    texts = {RECIPE_FILE: _recipe_text(recipe)}
     if in_mergekit.text is not None:
         texts[FILE] = in_mergekit.text
     write_model(
@@ -104,8 +104,13 @@ def export_mergekit(run: Path, name: str, file: Path) -> None:
 
     Raises:
         RunError: when the run has no such trial, or its models changed.
-        ConfigError: when mergekit cannot make this model.
+        ConfigError: when mergekit cannot make this model, or the file is there already.
     """
+    if file.exists():
+        raise ConfigError(
+            f"a mergekit file is written anew, but {file} is there already: give another one, or "
+            "remove it"
+        )
     history = read_history(run)
     config = RunFolder(run).read_config()
     models, recipe = _models_and_recipe(run, history, config, find_trial(history, name))
@@ -144,8 +149,13 @@ def export_adapter(run: Path, name: str, folder: Path, *, rank: int | None = Non
         factors, error = truncated(factors, rank)
     sentence = beside(config, models, recipe).sentence
     card = model_card(history, trial, recipe, config, mergekit=sentence)
-    write_adapter(folder, models.base, factors, card=card)
+    texts = {RECIPE_FILE: _recipe_text(recipe)}
+    write_adapter(folder, models.base, factors, card=card, extra_files=texts)
     return error
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    return json.dumps(recipe.to_json(), indent=1) + "\n"
 
 
 def _models_and_recipe(

@@ -20,7 +20,7 @@ from evomerge.checkpoints.experts import Expert
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.datatypes import FloatArray, Group
 from evomerge.merging.deltas import rounded_deltas
-from evomerge.merging.magnitudes import codes_of, count_codes, lowest_kept
+from evomerge.merging.magnitudes import code_of_top, codes_of, count_codes, counts_from_above
 from evomerge.merging.pieces import in_pieces, piece_length
 from evomerge.merging.serial_threads import in_order
 
@@ -372,7 +372,7 @@ def _tally(base: Checkpoint, experts: Sequence[Expert], name: str) -> Tally:
     kept: Tensor | None = None
     if any(delta is not None for delta in deltas):
         counts = count_codes(pieces)
-        kept = torch.tensor([[lowest_kept(count, TOP)] for count in counts])
+        kept = torch.tensor([[code_of_top(counts_from_above(count), TOP)] for count in counts])
     for piece in pieces():
         W0 = piece.base.double().unsqueeze(0)
         if kept is None:

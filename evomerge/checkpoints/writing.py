@@ -1,11 +1,12 @@
 """A merged model as a folder that from_pretrained loads: complete, or not there at all."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -41,6 +42,21 @@ def write_model(
         CheckpointError: The folder is not empty or cannot be written, or the tensors are not those
             of the base. Nothing is left behind.
     """
+    with new_folder(folder) as partial:
+        _write_shards(partial, base, tensors, max_shard_bytes)
+        write_files(partial, base.companions())
+        for name, text in {"README.md": card, **(extra_files or {})}.items():
+            (partial / name).write_text(text, encoding="utf-8")
+    return folder.expanduser().absolute()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which is on the disk under its own name after a normal exit.
+
+    Raises:
+        CheckpointError: The folder is not empty or cannot be written. Nothing is left behind.
+    """
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
@@ -53,10 +69,7 @@ def write_model(
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        _write_shards(partial, base, tensors, max_shard_bytes)
-        write_files(partial, base.companions())
-        for name, text in {"README.md": card, **(extra_files or {})}.items():
-            (partial / name).write_text(text, encoding="utf-8")
+        yield partial
         partial.chmod(0o755)  # mkdtemp makes it private
         for file in sorted(partial.iterdir()):
             _sync(file)
@@ -67,7 +80,6 @@ def write_model(
         raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _write_shards(

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -76,6 +78,9 @@ class Bank:
                 f"a bank must be complete, but {path} is not ({error}): delete that folder, it is "
                 "made again"
             ) from error
+        in_use = os.open(path / "bank.json", os.O_RDONLY)
+        weakref.finalize(self, os.close, in_use)
+        fcntl.flock(in_use, fcntl.LOCK_SH)  # until this object, or the process, is gone
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(path)  # what was used last is evicted last
 
@@ -161,25 +166,40 @@ class Bank:
         )
 
 
-def evict(cache: Path, most_bytes: int, keep: Sequence[Path] = ()) -> list[Path]:
+def evict(cache: Path, most_bytes: int) -> list[Path]:
     """Delete the banks used longest ago until those that are left fit; returns what went.
 
-    Who has a deleted bank mapped keeps it, and makes it again when it is next opened.
+    Those that some process has open stay, whatever they take.
     """
     folder = cache.expanduser().absolute() / "banks"
-    banks = [path for path in folder.glob("*") if (path / "bank.json").is_file()]
-    sizes = {path: sum(f.stat().st_size for f in path.glob("*")) for path in banks}
-    banks.sort(key=lambda path: path.stat().st_mtime)
-    total, gone = sum(sizes.values()), []
-    for path in banks:
+    found: list[tuple[float, int, Path]] = []
+    for facts in folder.glob("*/bank.json"):
+        with contextlib.suppress(OSError):  # another process evicts too
+            path = facts.parent
+            size = sum(file.stat().st_size for file in path.iterdir())
+            found.append((path.stat().st_mtime, size, path))
+    total, gone = sum(size for _, size, _ in found), []
+    for _, size, path in sorted(found):
         if total <= most_bytes:
             break
-        if path in keep:
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        total -= sizes[path]
-        gone.append(path)
+        if _delete_unused(path):
+            total -= size
+            gone.append(path)
     return gone
+
+
+def _delete_unused(path: Path) -> bool:
+    """Delete a bank at once, for whoever looks, unless a process has it open."""
+    trash = path.with_name(f"{path.name}.evicted")
+    try:
+        with (path / "bank.json").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(trash, ignore_errors=True)  # of a process that died here
+            path.replace(trash)
+    except OSError:
+        return False
+    shutil.rmtree(trash, ignore_errors=True)
+    return True
 
 
 def checkpoints_key(base: Checkpoint, experts: Sequence[Expert], anatomy: Anatomy) -> str:

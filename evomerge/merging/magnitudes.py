@@ -31,19 +31,31 @@ def count_codes(pieces: Pieces) -> Tensor:
     return torch.stack(counts)
 
 
-def lowest_kept(counts: Tensor, density: float) -> int:
-    """The least code such that those from it on hold the fraction `density` of the entries.
+def counts_from_above(counts: Tensor) -> Tensor:
+    """How many entries have at least each code, along the last axis; falling."""
+    return counts.flip(-1).cumsum(-1).flip(-1)
 
-    At least one entry, and all that equal the last; zeros are never kept.
+
+def code_of_top(from_above: Tensor, fraction: float) -> int:
+    """The least code such that from it on lie so many of the entries, and all equal ones.
+
+    At least one entry stays and zeros never do; with a fraction of 0 none stays.
 
     Args:
-        counts: Of one delta, `(N_CODES,)`.
-        density: In [0, 1].
+        from_above: Of one delta, `(N_CODES,)`.
+        fraction: Of the entries, in [0, 1].
     """
-    n_entries = int(counts.sum())
-    n_kept = max(1, round(density * n_entries))
-    from_above = counts.flip(0).cumsum(0)
-    return max(1, N_CODES - 1 - int(torch.searchsorted(from_above, n_kept)))
+    if fraction <= 0.0:
+        return N_CODES
+    n_kept = max(1, round(fraction * int(from_above[0])))
+    # The last code that has at least so many entries from it on.
+    return max(1, int(torch.searchsorted(-from_above, -n_kept, right=True)) - 1)
+
+
+def code_beyond(from_above: Tensor, fraction: float) -> int:
+    """The least code from which on lie at most so many of the entries."""
+    n_dropped = round(fraction * int(from_above[0]))
+    return int(torch.searchsorted(-from_above, -n_dropped))
 
 
 def ranks(counts: Tensor) -> Tensor:

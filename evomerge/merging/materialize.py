@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.checkpoints.anatomy import Anatomy, TensorRole
 from evomerge.checkpoints.experts import Expert
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.datatypes import Recipe
@@ -16,6 +16,7 @@ from evomerge.merging.bank import Bank
 from evomerge.merging.deltas import rounded_deltas
 from evomerge.merging.live_stages import LiveStages
 from evomerge.merging.low_rank.product import add_product
+from evomerge.merging.low_rank.stack import Stack
 from evomerge.merging.low_rank.stacks import Merges, Stacks, bound
 from evomerge.merging.mixing import Mixer, MixPiece, Pieces, Rows, is_native
 from evomerge.merging.native import kernels
@@ -106,11 +107,6 @@ class Materializer:
         self._pieces: Pieces | None = None
         self._stages: LiveStages | None = None
 
-    def serves(self, recipe: Recipe) -> bool:
-        """Whether this bank can make the recipe's operator variant."""
-        banked = self._bank.variant
-        return banked.is_plain or _is_banked(Variant.of_recipe(recipe, self._aids), banked)
-
     def write(self, recipe: Recipe) -> None:
         """Give the model the recipe's weights.
 
@@ -165,12 +161,14 @@ class Materializer:
         self._merges.begin(variant)
         survey = self._surveys.of(variant)
 
-        def merge(row: int) -> None:
+        def write(numbered: tuple[int, Stack]) -> None:
+            row, stack = numbered
             name = self._names[row]
-            source = self._source(name)
-            write_product(source, self._merges.of(source, survey), rows[row], self._targets[name])
+            merge = self._merges.of(variant, self._anatomy.roles[name], stack, survey)
+            _write_product(self._base.read(name), merge, rows[row], self._targets[name])
 
-        for _ in in_order(merge, [i for i, n in enumerate(self._names) if n in self._stacks]):
+        found = ((row, self._stacks.of(name)) for row, name in enumerate(self._names))
+        for _ in in_order(write, [(row, stack) for row, stack in found if stack is not None]):
             pass
 
     def weights(self) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -199,7 +197,8 @@ class Materializer:
         if variant.operator.weigh is not None:
             survey = self._surveys.of(variant)
             for i, name in enumerate(self._names):
-                rows[i] = _weighed(variant, self._source(name), survey, rows[i])
+                role, shape = self._anatomy.roles[name], self._base.tensors[name].shape
+                rows[i] = _weighed(variant, role, shape, survey, rows[i])
         return rows
 
     def _banked_pieces(self) -> Pieces:
@@ -278,10 +277,10 @@ def merged_tensors(
         merged = torch.empty(weight.shape, dtype=weight.dtype)
         row = np.append(C[role.group], np.float32(0))
         if variant.operator.weigh is not None:
-            row = _weighed(variant, source(name), survey, row)
-        if by_factors and name in stacks:
-            one = source(name)
-            write_product(one, bound(variant, one, survey), row, merged)
+            row = _weighed(variant, role, weight.shape, survey, row)
+        stack = stacks.of(name)
+        if by_factors and stack is not None:
+            _write_product(weight, bound(variant, role, stack, survey), row, merged)
             return name, merged
         if isinstance(sources, Bank) and is_banked:
             pieces: Iterable[MixPiece] = mixer.cut(0, weight, sources.bases(name), merged)
@@ -294,11 +293,11 @@ def merged_tensors(
     return in_order(merge, base.tensors)
 
 
-def write_product(source: Source, merge: Merge, row: Rows, target: Tensor) -> None:
+def _write_product(base: Tensor, merge: Merge, row: Rows, target: Tensor) -> None:
     """Write a weight that is merged in factors; where torch computes alone."""
     weights, extra = row[:-1].tolist(), float(row[-1])
     change = merge(weights) if any(weights) else None
-    add_product(source.base, change, target, base_weight=1.0 + extra)
+    add_product(base, change, target, base_weight=1.0 + extra)
 
 
 def _prepared(
@@ -311,13 +310,15 @@ def _prepared(
     return variant.bases(source, survey.of(source.role.name), context)
 
 
-def _weighed(variant: Variant, source: Source, survey: Survey, row: Rows) -> Rows:
+def _weighed(
+    variant: Variant, role: TensorRole, shape: Sequence[int], survey: Survey, row: Rows
+) -> Rows:
     """The row of an operator that turns coefficients into others."""
     weigh, c = variant.operator.weigh, row[:-1].tolist()
-    statistics = survey.of(source.role.name)
+    statistics = survey.of(role.name)
     if weigh is None or not any(c) or not statistics:
         return row
-    context = variant.context(source.role, source.base.shape, model=survey.model)
+    context = variant.context(role, shape, model=survey.model)
     extra, weights = weigh(c, statistics, context)
     return np.array([*weights, extra], dtype=np.float32)
 

@@ -3,7 +3,7 @@
 Every such operator is one `Selector` per tensor: for each expert a `Selection` (the unary stage:
 which magnitudes stay, with which probability), then whether signs are elected (joint), then what
 the agreeing entries are divided by (reduce). It is interpreted here in torch, on any device, and
-in one pass over memory by the C kernel (`select.c`); both give the same bits.
+in one pass over memory by the C kernel (`mix.c`); both give the same bits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from evomerge.datatypes import Knob
 from evomerge.merging.draws import uniform
-from evomerge.merging.magnitudes import N_CODES, codes_of, count_codes, ranks, total_counts
+from evomerge.merging.magnitudes import (
+    N_CODES,
+    codes_of,
+    count_codes,
+    counts_from_above,
+    ranks,
+    total_counts,
+)
 from evomerge.merging.operators.knobs import KnobFacts
 from evomerge.merging.operators.operator import NOTHING, Operator, Statistics, TensorContext
 from evomerge.merging.pieces import Piece, Pieces
@@ -88,26 +95,10 @@ class Facts:
     knobs: dict[str, float]
     ranks: Tensor | None
 
-    def code_of_top(self, fraction: float) -> int:
-        """The least code such that from it on lie so many of the entries, and equal ones.
-
-        At least one entry stays and zeros never do; with a fraction of 0 none stays.
-        """
-        if fraction <= 0.0:
-            return N_CODES
-        n_kept = max(1, round(fraction * int(self.from_above[0])))
-        # The last code that has at least so many entries from it on.
-        return max(1, int(torch.searchsorted(-self.from_above, -n_kept, right=True)) - 1)
-
-    def code_beyond(self, fraction: float) -> int:
-        """The least code from which on lie at most so many of the entries."""
-        n_dropped = round(fraction * int(self.from_above[0]))
-        return int(torch.searchsorted(-self.from_above, -n_dropped))
-
 
 def _statistics(counts: Tensor, *, with_ranks: bool) -> Statistics:
     """Of `(n_experts, N_CODES)` counts: entries from each code on, int64, and the ranks, fp32."""
-    statistics = {"from_above": counts.flip(-1).cumsum(-1).flip(-1)}
+    statistics = {"from_above": counts_from_above(counts)}
     if with_ranks:
         statistics["ranks"] = torch.stack([ranks(of_delta) for of_delta in counts])
     return statistics
@@ -145,10 +136,9 @@ def pipeline(
         ranked: Whether it asks for ranks.
     """
     names = [knob.name for knob in knobs]
-    all_knobs: tuple[KnobFacts, ...] = (
-        *knobs,
-        KnobFacts("ranking", "tensor", choices=("tensor", "model")),
-    )
+    all_knobs = knobs
+    if counted:
+        all_knobs += (KnobFacts("ranking", "tensor", choices=("tensor", "model")),)
     if elects:
         all_knobs += (KnobFacts("reduce", reduce, choices=("mean", "sum")),)
     if early:

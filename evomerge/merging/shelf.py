@@ -120,7 +120,7 @@ class Shelf:
 
     def _bank(self, variant: Variant) -> Bank:
         bank = Bank.of_variant(self._cache, self._base, self._experts, self._anatomy, variant)
-        evict(self._cache, self._most_bytes, keep=[bank.path])
+        evict(self._cache, self._most_bytes)
         self._base.release()  # the files that it was made from
         for expert in self._experts:
             expert.release()

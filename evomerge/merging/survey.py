@@ -1,5 +1,6 @@
 """The statistics of all tensors for one operator: found once, kept on disk beside the banks."""
 
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -86,31 +87,44 @@ class Surveys:
         if self._folder is None or not variant.looks:
             return Survey.make(variant, self._names, self._read)
         path = self._folder / f"{key}.safetensors"
-        if not path.is_file():
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(self._folder / f"{key}.lock")):
-                if not path.is_file():
-                    _save(Survey.make(variant, self._names, self._read), path)
-        return _load(path)
+                return _load(path) or _save(self._make(variant), path)
+        except OSError:  # a cache that may only be read
+            return self._make(variant)
+
+    def _make(self, variant: Variant) -> Survey:
+        return Survey.make(variant, self._names, self._read)
 
 
-def _save(survey: Survey, path: Path) -> None:
+def _save(survey: Survey, path: Path) -> Survey:
+    """Keep a survey if there is room, and return it: what is not kept is only made again."""
     parts: dict[str, Tensor] = {}
     for name, statistics in {_MODEL: survey.model, **survey.tensors}.items():
         for what, tensor in statistics.items():
             parts[f"{name}{_SEPARATOR}{what}"] = tensor.contiguous()
     partial = path.with_suffix(".partial")
-    save_file(parts, partial)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        save_file(parts, partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return survey
 
 
-def _load(path: Path) -> Survey:
+def _load(path: Path) -> Survey | None:
+    """A kept survey; None if it is not there, or damaged."""
     found: dict[str, dict[str, Tensor]] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - it has no __iter__
-            name, _, what = key.rpartition(_SEPARATOR)
-            found.setdefault(name, {})[what] = file.get_tensor(key)
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it has no __iter__
+                name, _, what = key.rpartition(_SEPARATOR)
+                found.setdefault(name, {})[what] = file.get_tensor(key)
+    except (OSError, SafetensorError):
+        return None
     model = found.pop(_MODEL, {})
     return Survey(found, model)

@@ -1,12 +1,11 @@
 """A merge of adapters as one PEFT adapter."""
 
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +14,7 @@ from torch import Tensor
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.experts import Expert
 from evomerge.checkpoints.reading import Checkpoint
+from evomerge.checkpoints.writing import new_folder
 from evomerge.datatypes import Recipe
 from evomerge.errors import CheckpointError, ConfigError, IncompatibleError
 from evomerge.merging.deltas import rounded_deltas
@@ -51,8 +51,9 @@ def merged_factors(
 
     def merge(name: str) -> LowRank | None:
         weights = C[:, anatomy.roles[name].group].tolist()
-        if name in stacks:
-            return bound(variant, source(name), survey)(weights)
+        stack = stacks.of(name)
+        if stack is not None:
+            return bound(variant, anatomy.roles[name], stack, survey)(weights)
         for expert, c in zip(experts, weights, strict=True):
             if c != 0.0 and expert.delta(name) is not None:
                 raise IncompatibleError(
@@ -85,21 +86,20 @@ def truncated(factors: Mapping[str, LowRank], rank: int) -> tuple[dict[str, LowR
 
 
 def write_adapter(
-    folder: Path, base: Checkpoint, factors: Mapping[str, LowRank], *, card: str
+    folder: Path,
+    base: Checkpoint,
+    factors: Mapping[str, LowRank],
+    *,
+    card: str,
+    extra_files: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a folder that PEFT loads: the change of every weight is `B @ A`, with alpha = r.
 
     Raises:
-        CheckpointError: There is nothing to write, or the folder is not empty.
+        CheckpointError: There is nothing to write, or the folder is not empty or not writable.
     """
-    folder = folder.expanduser().absolute()
     if not factors:
         raise CheckpointError("an adapter changes something, but this merge is the base: export it")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(
-            f"an adapter is written to a new or empty folder, but {folder} is there already: give "
-            "another one, or remove it"
-        )
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     is_conv1d = False
@@ -130,18 +130,16 @@ def write_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial_folder = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as partial_folder:
         save_file(tensors, partial_folder / "adapter_model.safetensors", metadata={"format": "pt"})
         text = json.dumps(config, indent=2) + "\n"
-        (partial_folder / "adapter_config.json").write_text(text, encoding="utf-8")
-        (partial_folder / "README.md").write_text(card, encoding="utf-8")
-        partial_folder.chmod(0o755)  # mkdtemp makes it private
-        partial_folder.replace(folder)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-    return folder
+        for name, content in {
+            "adapter_config.json": text,
+            "README.md": card,
+            **extra_files,
+        }.items():
+            (partial_folder / name).write_text(content, encoding="utf-8")
+    return folder.expanduser().absolute()
 
 
 def _truncate(change: LowRank, rank: int) -> tuple[LowRank, float, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from evomerge.checkpoints.adapters import Adapter
+from evomerge.checkpoints.anatomy import TensorRole
 from evomerge.checkpoints.experts import Expert
 from evomerge.checkpoints.reading import Checkpoint
 from evomerge.errors import IncompatibleError
@@ -10,7 +11,7 @@ from evomerge.merging.low_rank.stack import Stack, stack_of
 from evomerge.merging.operators.factor_operator import FactorOperator, Merge
 from evomerge.merging.operators.operator import Operator
 from evomerge.merging.survey import Survey
-from evomerge.merging.variant import Source, Variant
+from evomerge.merging.variant import Variant
 
 
 class Stacks:
@@ -51,16 +52,16 @@ class Stacks:
         return squares
 
     def refuse_others(self, operator: Operator) -> None:
-        """Refuse full experts where an operator takes adapters only.
+        """Refuse other experts where an operator takes adapters only.
 
         Raises:
-            IncompatibleError: One is a full model.
+            IncompatibleError: One is a full model, or brings rows of the vocabulary.
         """
         if not isinstance(operator, FactorOperator):
             return
         full = [expert.name for expert in self.experts if not isinstance(expert, Adapter)]
         if full or not self.experts:
-            found = f"{full[0]} is a full model" if full else "none were given"
+            found = f"{full[0]} is no plain adapter" if full else "none were given"
             raise IncompatibleError(
                 f"{operator.name} merges adapters, but {found}: give adapters, or choose an "
                 "operator on task vectors"
@@ -79,20 +80,16 @@ class Merges:
         if variant != self._variant:
             self._variant, self._bound = variant, {}
 
-    def of(self, source: Source, survey: Survey) -> Merge:
-        """The merge of one weight, which must have a stack; where torch computes alone."""
-        name = source.role.name
-        if name not in self._bound:
-            self._bound[name] = bound(self._variant, source, survey)
-        return self._bound[name]
+    def of(self, variant: Variant, role: TensorRole, stack: Stack, survey: Survey) -> Merge:
+        """The merge of one weight; where torch computes alone."""
+        if role.name not in self._bound:
+            self._bound[role.name] = bound(variant, role, stack, survey)
+        return self._bound[role.name]
 
 
-def bound(variant: Variant | None, source: Source, survey: Survey) -> Merge:
+def bound(variant: Variant, role: TensorRole, stack: Stack, survey: Survey) -> Merge:
     """From coefficients to the change of a weight: the variant's own, or the weighted sum."""
-    stack = source.stack
-    if variant is None or stack is None:
-        raise RuntimeError(f"{source.role.name} has no factors")
     if not isinstance(variant.operator, FactorOperator):
         return stack.concatenated
-    context = variant.context(source.role, source.base.shape, model=survey.model)
-    return variant.operator.bind(stack, survey.of(source.role.name), context)
+    context = variant.context(role, stack.shape, model=survey.model)
+    return variant.operator.bind(stack, survey.of(role.name), context)

@@ -1,5 +1,6 @@
 """Model Breadcrumbs: neither the outliers nor the crumbs (Davari & Belilovsky 2024)."""
 
+from evomerge.merging.magnitudes import code_beyond, code_of_top
 from evomerge.merging.operators.knobs import KnobFacts
 from evomerge.merging.pipeline import Facts, Selection, pipeline
 
@@ -10,8 +11,10 @@ def _band(delta: Facts) -> Selection:
     With gamma 0 no outlier is dropped, in tensors of any size.
     """
     density, gamma = delta.knobs["density"], delta.knobs["gamma"]
-    low = delta.code_of_top(min(1.0, gamma + density)) if density > 0.0 else delta.code_of_top(0.0)
-    return Selection(low=low, high=delta.code_beyond(gamma))
+    kept = min(1.0, gamma + density) if density > 0.0 else 0.0
+    return Selection(
+        low=code_of_top(delta.from_above, kept), high=code_beyond(delta.from_above, gamma)
+    )
 
 
 _KNOBS = (

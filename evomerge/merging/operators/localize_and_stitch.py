@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 from evomerge.datatypes import Knob
-from evomerge.merging.magnitudes import codes_of, count_codes, total_counts
+from evomerge.merging.magnitudes import (
+    code_of_top,
+    codes_of,
+    count_codes,
+    counts_from_above,
+    total_counts,
+)
 from evomerge.merging.operators.knobs import KnobFacts
 from evomerge.merging.operators.operator import NOTHING, Operator, Statistics, TensorContext
 from evomerge.merging.pieces import Piece, Pieces
-from evomerge.merging.pipeline import Facts
 
 _EMBEDDINGS = ("embed", "head")
 
@@ -26,7 +31,7 @@ def _gather(
 ) -> Statistics:
     """How many entries of each whole expert have at least a code, `(n_experts, N_CODES)` int64."""
     counts = [statistics["counts"] for statistics in of_tensors if statistics]
-    return {"from_above": total_counts(counts).flip(-1).cumsum(-1).flip(-1)} if counts else NOTHING
+    return {"from_above": counts_from_above(total_counts(counts))} if counts else NOTHING
 
 
 def _prepare(
@@ -53,7 +58,7 @@ def _prepare(
     from_above = context.model["from_above"]
     densities = context.numbers("density")
     masks = [
-        (codes_of(t) >= Facts(of_expert, {}, None).code_of_top(density)).float()
+        (codes_of(t) >= code_of_top(of_expert, density)).float()
         for t, of_expert, density in zip(piece.deltas, from_above, densities, strict=True)
     ]
     count = masks[0].clone()

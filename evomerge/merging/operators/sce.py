@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.inner_product import inner_product
-from evomerge.merging.magnitudes import N_CODES, codes_of, lowest_kept
+from evomerge.merging.magnitudes import N_CODES, code_of_top, codes_of, counts_from_above
 from evomerge.merging.operators.knobs import KnobFacts
 from evomerge.merging.operators.operator import Operator, Statistics, TensorContext
 from evomerge.merging.pieces import Piece, Pieces
@@ -66,7 +66,7 @@ def _lowest_code(pieces: Pieces, density: float) -> int:
     for piece in pieces():
         counts += torch.bincount(codes_of(_variance(piece.deltas)), minlength=N_CODES)
     counts[0] = 0
-    return lowest_kept(counts, density) if bool(counts.any()) else 0
+    return code_of_top(counts_from_above(counts), density) if bool(counts.any()) else 0
 
 
 def _is_selected(deltas: Sequence[Tensor], lowest: int) -> Tensor:

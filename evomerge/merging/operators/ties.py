@@ -1,12 +1,13 @@
 """TIES: trim, elect signs, average what agrees (Yadav et al. 2023, TIES-Merging)."""
 
+from evomerge.merging.magnitudes import code_of_top
 from evomerge.merging.operators.knobs import KnobFacts
 from evomerge.merging.pipeline import Facts, Selection, pipeline
 
 
 def _trim(delta: Facts) -> Selection:
     """Keep the fraction `density` of largest magnitude."""
-    return Selection(low=delta.code_of_top(delta.knobs["density"]))
+    return Selection(low=code_of_top(delta.from_above, delta.knobs["density"]))
 
 
 _DENSITY = KnobFacts("density", 0.2, scope="runtime", per_expert=True)

@@ -157,9 +157,9 @@ def test_adapters_beside_a_full_model_are_merged_densely_where_both_change(make_
     assert not pool.bank().in_factors
     recipe = pool.recipe(0.7, 0.2, 1.1)
     assert same(pool.written(recipe), pool.exported(recipe))
-    with pytest.raises(IncompatibleError, match="math is a full model"):
+    with pytest.raises(IncompatibleError, match="math is no plain adapter"):
         pool.written(pool.recipe(0.7, 0.2, 1.1, operator="lora_lego"))
-    with pytest.raises(IncompatibleError, match="math is a full model"):
+    with pytest.raises(IncompatibleError, match="math is no plain adapter"):
         pool.exported(pool.recipe(0.7, 0.2, 1.1, operator="core_space(ties)"))
 
 
