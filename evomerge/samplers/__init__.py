@@ -7,6 +7,8 @@ SAMPLERS: dict[str, str] = {
     "uniform": "evomerge.samplers.uniform:UniformSampler",
     "cma_es": "evomerge.samplers.cma_es:CmaEsSampler",
     "nsga2": "evomerge.samplers.nsga2:Nsga2Sampler",
+    "tpe": "evomerge.samplers.tpe:TpeSampler",
+    "gaussian_process": "evomerge.samplers.gaussian_process:GaussianProcessSampler",
 }
 """Short name -> import path of every sampler that comes with evomerge."""
 
