@@ -5,6 +5,7 @@ from evomerge.datatypes import Problem
 SAMPLERS: dict[str, str] = {
     "sobol": "evomerge.samplers.sobol:SobolSampler",
     "uniform": "evomerge.samplers.uniform:UniformSampler",
+    "surrogate": "evomerge.samplers.surrogate.sampler:SurrogateSampler",
     "cma_es": "evomerge.samplers.cma_es:CmaEsSampler",
     "nsga2": "evomerge.samplers.nsga2:Nsga2Sampler",
     "tpe": "evomerge.samplers.tpe:TpeSampler",
