@@ -1,5 +1,6 @@
 """The command line: each command in a few lines, everything heavy imported when it is needed."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from evomerge.history import History, read_history
 
 if TYPE_CHECKING:
     from evomerge.evaluation import ModelSources
+    from evomerge.reporting.rows import Picked
 
 app = typer.Typer(
     name="evomerge",
@@ -33,7 +35,11 @@ RunPath = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Prefer = Annotated[
     str | None,
-    typer.Option(help="Weights of objectives, for example math=2,code=1; default: the knee."),
+    typer.Option(
+        help="knee; weights (math=2, chat=1); reference: math=0.7, chat=0.6; or thresholds and an "
+        "order (math>=0.6, chat). Default: final.prefer of the configuration, else the knee.",
+        show_default=False,
+    ),
 ]
 
 
@@ -177,13 +183,14 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
 @app.command()
 def front(run: RunPath, prefer: Prefer = None, as_json: AsJson = False) -> None:
     """The Pareto front, with the knee or the trial that suits a preference."""
+    from evomerge.preferences import parse_preference
     from evomerge.reporting.conclusion import conclude
-    from evomerge.reporting.rows import baseline_rows, front_rows, pick, title_of
+    from evomerge.reporting.rows import baseline_rows, front_rows, picked, title_of
     from evomerge.reporting.terminal import result_tables
 
-    history = read_history(run)
     preference = None if prefer is None else parse_preference(prefer)
-    picked = pick(history, preference)
+    history = read_history(run)
+    taken = picked(history, preference)
     conclusion = conclude(history)
     if as_json:
         confidence = conclusion.confidence
@@ -191,7 +198,9 @@ def front(run: RunPath, prefer: Prefer = None, as_json: AsJson = False) -> None:
         _print_json(
             {
                 "front": front_rows(history, on_front),
-                "picked": picked.name,
+                "picked": taken.trial.name,
+                "why": taken.why,
+                "remarks": taken.remarks,
                 "baselines": baseline_rows(history, on_front),
                 "on_front": None if confidence is None else confidence.caption,
                 "optimism": conclusion.optimism,
@@ -201,8 +210,7 @@ def front(run: RunPath, prefer: Prefer = None, as_json: AsJson = False) -> None:
         return
     for part in result_tables(history, conclusion):
         console.print(part)
-    why = "knee" if prefer is None else f"preferred by {prefer}"
-    console.print(Text.assemble(f"{why}: ", (title_of(picked), "bold")))
+    _print_picked(taken, title_of(taken.trial))
 
 
 @app.command()
@@ -257,7 +265,7 @@ def item_bank(
 def export(
     run: RunPath,
     trial: Annotated[
-        str | None, typer.Argument(help="Trial to export; default: the knee, or by --prefer.")
+        str | None, typer.Argument(help="Trial to export; default: as --prefer.")
     ] = None,
     folder: Annotated[
         Path | None,
@@ -279,7 +287,8 @@ def export(
     """Write a trial as a model folder that `from_pretrained` loads, and re-score it."""
     from evomerge.export import export as write_export
     from evomerge.export import export_adapter, export_mergekit
-    from evomerge.reporting.terminal import pick
+    from evomerge.preferences import parse_preference
+    from evomerge.reporting.rows import picked, title_of
 
     if trial is not None and prefer is not None:
         raise ConfigError("an export is named or preferred, but both were given: drop one of them")
@@ -287,7 +296,9 @@ def export(
         raise ConfigError("a rank is that of an adapter, but a model was asked for: --as-adapter")
     if trial is None:
         preference = None if prefer is None else parse_preference(prefer)
-        trial = pick(read_history(run), preference).name
+        taken = picked(read_history(run), preference)
+        trial = taken.trial.name
+        _print_picked(taken, title_of(taken.trial))
     if mergekit is not None:
         export_mergekit(run, trial, mergekit)
         console.print(Text.assemble("wrote ", (str(mergekit), "bold"), f" (trial {trial})"))
@@ -333,26 +344,6 @@ def import_mergekit(
     console.print(f"next: evomerge check {out}", markup=False)
 
 
-def parse_preference(text: str) -> dict[str, float]:
-    """`math=2,code=1` as weights.
-
-    Raises:
-        ConfigError: when it has another form.
-    """
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        try:
-            if not equals:
-                raise ValueError
-            weights[name.strip()] = float(value)
-        except ValueError as error:
-            raise ConfigError(
-                f"a preference has the form math=2,code=1, but got {text!r}"
-            ) from error
-    return weights
-
-
 def write_report(
     run: Path, *, page: Path | None = None, picture: Path | None = None
 ) -> Sequence[Path]:
@@ -390,14 +381,26 @@ def _sources(models: Sequence[str]) -> "ModelSources":
 
 def _conclude(history: History, run: Path) -> None:
     from evomerge.reporting.conclusion import conclude
+    from evomerge.reporting.rows import picked, preference_of, title_of
     from evomerge.reporting.terminal import result_tables
 
     for part in result_tables(history, conclude(history), most=10):
         console.print(part)
+    if preference_of(history) is not None and history.front is not None:
+        with contextlib.suppress(ConfigError):  # the verdict says that nobody meets its thresholds
+            taken = picked(history)
+            _print_picked(taken, title_of(taken.trial))
     for note in history.notes:
         if note.startswith("warning"):
             console.print(Text(note, style="yellow"))
     console.print(f"next: evomerge report {run}, evomerge export {run}", markup=False)
+
+
+def _print_picked(taken: "Picked", title: str) -> None:
+    """Whom a preference takes, and what to know about that."""
+    console.print(Text.assemble(f"{taken.why}: ", (title, "bold")))
+    for remark in taken.remarks:
+        console.print(Text(f"- {remark}", style="yellow"))
 
 
 def _print_json(plain: Any) -> None:

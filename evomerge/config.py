@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from evomerge.baselines import DEFAULT_SCALES
 from evomerge.datatypes import Direction, Knob, Objective, Recipe, Spec, digest_of
 from evomerge.errors import ConfigError
+from evomerge.preferences import check_preference, parse_preference
 
 # Content by its import path: the engine itself never imports it.
 MERGE_SPACE = "search_spaces.merge_space:merge_space"
@@ -265,9 +266,28 @@ class VocabularyConfig(_Section):
 
 
 class FinalConfig(_Section):
-    """The last step: up to `front` trials of the front are re-scored on held-out items."""
+    """The last step: up to `front` trials of the front are re-scored on held-out items.
+
+    `prefer` says which of them is taken where none is named (see `preferences`).
+    """
 
     front: int = Field(default=24, ge=0)
+    prefer: str | None = None
+
+
+class StartConfig(_Section):
+    """Where the sampler starts, before the anchors of the space; see `warm_starts`.
+
+    `run` is the directory of another run, of whose front up to `n` merges are taken; `recipes` are
+    files of recipes (an export has one), which stand here as mappings once they were read.
+    `layer_priors` may also list the mean coefficients of its ramps.
+    """
+
+    run: str | None = None
+    n: int = Field(default=8, ge=1)
+    recipes: list[str | dict[str, Any]] = Field(default_factory=list)
+    baselines: bool = False
+    layer_priors: bool | list[float] = False
 
 
 _MAY_CHANGE = {"budget", "workers", "cache", "bank_gigabytes", "reuse_evaluations", "fuse"}
@@ -280,6 +300,7 @@ class Config(_Section):
     experts: Annotated[dict[str, Model], Field(min_length=1)]
     objectives: Annotated[list[ObjectiveConfig], Field(min_length=1)]
     space: SpaceConfig = SpaceConfig()
+    start: StartConfig | None = None
     sampler: Annotated[SamplerConfig, BeforeValidator(_as_sampler)] = SamplerConfig()
     budget: BudgetConfig = BudgetConfig()
     workers: WorkersConfig = WorkersConfig()
@@ -324,6 +345,16 @@ class Config(_Section):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) != len(names):
             raise ValueError(f"objectives have distinct names, but they are {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _usable_preference(self) -> Self:
+        if self.final.prefer is not None:
+            try:
+                preference = parse_preference(self.final.prefer)
+                check_preference(preference, [o.objective for o in self.objectives])
+            except ConfigError as error:
+                raise ValueError(f"final.prefer: {error}") from error
         return self
 
     @model_validator(mode="after")
@@ -462,18 +493,18 @@ def _is_container(annotation: Any) -> bool:
     return getattr(annotation, "__origin__", None) in (list, dict)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _read_recipe(key: str, path: Path) -> dict[str, Any]:
     """The recipe of a JSON file: a run keeps it, and not the file's name."""
     try:
         return Recipe.from_json(json.loads(path.read_text(encoding="utf-8"))).to_json()
     except OSError as error:
         raise ConfigError(
-            f"space.start must be the file of a recipe, but {path} is not readable "
+            f"{key} must be the file of a recipe, but {path} is not readable "
             f"({error.strerror}): give the evomerge_recipe.json of an export"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"space.start must be the file of a recipe, but {path} holds another thing: give the "
+            f"{key} must be the file of a recipe, but {path} holds another thing: give the "
             "evomerge_recipe.json of an export"
         ) from error
 
@@ -510,11 +541,20 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
         }
         changed: dict[str, Any] = {"statistics": given.model_copy(update=paths)}
         if isinstance(one.start, str):
-            changed["start"] = _read_recipe(Path(absolute(one.start)))
+            changed["start"] = _read_recipe("space.start", Path(absolute(one.start)))
         return one.model_copy(update=changed)
+
+    def start(one: StartConfig) -> StartConfig:
+        recipes = [
+            _read_recipe("start.recipes", Path(absolute(r))) if isinstance(r, str) else r
+            for r in one.recipes
+        ]
+        run = None if one.run is None else str((folder / Path(one.run).expanduser()).resolve())
+        return one.model_copy(update={"run": run, "recipes": recipes})
 
     return config.model_copy(
         update={
+            "start": None if config.start is None else start(config.start),
             "space": space(config.space),
             "base": model(config.base),
             "experts": {name: model(ref) for name, ref in config.experts.items()},

@@ -101,6 +101,10 @@ class Started:
     estimators: Mapping[str, str]
     """Import paths: `ranking` for what the sampler is told, `reporting` for final scores."""
     time: float
+    anchors: tuple[tuple[float, ...], ...] | None = None
+    """Where the sampler starts, if the configuration chose that: a resume reads no source again."""
+    prefer: str | None = None
+    """Which trial of the front is taken where none is named (`preferences`); None: the knee."""
 
     @classmethod
     def from_event(cls, event: Event) -> "Started":
@@ -139,6 +143,10 @@ class Started:
             fidelity_reason=event["fidelity_reason"],
             estimators=event["estimators"],
             time=event["time"],
+            anchors=tuple(tuple(point) for point in event["anchors"])
+            if event.get("anchors") is not None
+            else None,
+            prefer=event.get("prefer"),
         )
 
 

@@ -139,6 +139,45 @@ def prefer(losses: ArrayLike, weights: Sequence[float]) -> int:
     return int(rows[_first_smallest((w * z).max(axis=1) + AUGMENTATION * z.sum(axis=1))])
 
 
+def aspire(losses: ArrayLike, levels: Sequence[float | None]) -> int:
+    """Find the point that serves aspiration levels best, be they within reach or not.
+
+    Minimises the augmented achievement function max(z - q) + rho sum(z - q) (Wierzbicki 1980) of
+    losses z and levels q scaled by the front's ranges: levels beyond reach are missed evenly,
+    levels within reach are surpassed evenly.
+
+    Args:
+        losses: `(n_points, n_objectives)` losses, at least one point.
+        levels: one loss per objective, None where nothing is aspired: it decides ties only, like
+            objectives that are constant over the front.
+
+    Returns:
+        Row number of the point, always non-dominated; the first of equals.
+
+    Raises:
+        ConfigError: the levels are not one finite loss or None per objective, with one at least.
+        ValueError: `losses` is empty, not a matrix or not finite.
+    """
+    points = _checked(losses, at_least_one=True)
+    q = np.array([np.nan if level is None else level for level in levels], dtype=np.float64)
+    if q.shape != (points.shape[1],) or np.isinf(q).any() or np.isnan(q).all():
+        raise ConfigError(
+            f"a reference needs a level per objective ({points.shape[1]}) or none, one at least, "
+            f"but got {list(levels)}: give the scores that you hope for"
+        )
+    rows = np.flatnonzero(non_dominated(points))
+    front = points[rows]
+    low, half_range = front.min(axis=0), np.ptp(front / 2, axis=0)
+    scale = np.where(half_range > 0, half_range, 1.0)
+    z = (front / 2 - low / 2) / scale
+    counts = (half_range > 0) & ~np.isnan(q)
+    worst = np.zeros(len(rows))
+    if counts.any():
+        misses = (z - (q / 2 - low / 2) / scale)[:, counts]
+        worst = misses.max(axis=1)
+    return int(rows[_first_smallest(worst + AUGMENTATION * z.sum(axis=1))])
+
+
 def spread(losses: ArrayLike, n_points: int) -> list[int]:
     """Choose points that stand for a whole front: those that people take, then the farthest.
 

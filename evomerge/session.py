@@ -263,6 +263,7 @@ class Session:
             "sampler": self.sampler_target,
             "sampler_reason": self.sampler_reason,
             "seed": self.config.seed,
+            "prefer": self.config.final.prefer,
             "n_baselines": len(self.baselines),
             "budget": self.problem.budget,
             "fidelity": None if self.schedule is None else asdict(self.schedule),

@@ -4,6 +4,7 @@ Made from the answers to single items, because trials that answer the same items
 Costs up to a second: made once for a page or a table, never while a search runs.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from evomerge.confidence import (
     paired_difference,
 )
 from evomerge.datatypes import FloatArray, Split
+from evomerge.errors import ConfigError
 from evomerge.history import History, Trial
 from evomerge.item_losses import by_pool, has_answered_all, item_losses, pools_of
 from evomerge.reporting.rows import (
@@ -26,6 +28,9 @@ from evomerge.reporting.rows import (
     best_in_mean,
     front_trials,
     mean_loss,
+    pick,
+    preference_of,
+    preferred_baseline,
     title_of,
 )
 
@@ -173,6 +178,10 @@ def optimism_rows(history: History) -> list[Row]:
     front = judged([t for t in front_trials(history) if not t.is_baseline])
     baselines = judged(baseline_trials(history))
     best = best_in_mean(front, history.objectives)
+    if preference_of(history) is not None and front:
+        with contextlib.suppress(ConfigError):  # the verdict says that nobody meets its thresholds
+            taken = pick(history)
+            best = taken if taken in front else None
     chosen = [] if best is None else [best]
     trials = [*front, *baselines]
     if not trials:
@@ -218,20 +227,27 @@ def verdict_of(history: History, chosen: Trial | None = None) -> Verdict:
 
     Args:
         history: Of the run.
-        chosen: The trial to judge; by default the best in mean of the front.
+        chosen: The trial to judge; by default the one that the run's preference takes, or the best
+            in mean of the front if it has none. A preference also says which baseline is to beat.
     """
     objectives = history.objectives
     baselines = [t for t in baseline_trials(history) if t.search is not None]
+    prefer = preference_of(history) if chosen is None else None
     rival = best_in_mean(baselines, objectives)
+    if prefer is not None:
+        rival = preferred_baseline(history)
     if history.front is None or rival is None:
         return Verdict("no verdict yet: the run has no front")
     if chosen is None:
-        chosen = best_in_mean(front_trials(history), objectives)
+        try:
+            chosen = pick(history) if prefer else best_in_mean(front_trials(history), objectives)
+        except ConfigError as error:
+            return Verdict(f"no verdict: {error}")
         assert chosen is not None  # a front is never empty
         if chosen.is_baseline:
+            best = "best of the front in mean" if prefer is None else f"choice by {prefer.text}"
             return Verdict(
-                f"no gain: the best of the front in mean is a baseline, {title_of(chosen)}: "
-                "prefer it",
+                f"no gain: the {best} is a baseline, {title_of(chosen)}: prefer it",
                 chosen.name,
                 chosen.name,
                 is_gain=False if chosen.held_out is not None else None,
@@ -251,8 +267,11 @@ def verdict_of(history: History, chosen: Trial | None = None) -> Verdict:
     if is_gain and hardest is not None and hardest.name not in (rival.name, chosen.name):
         against, _, _ = compared(history, chosen, hardest)
         sentence += f" ({against.text()} over {title_of(hardest)}, best on held-out items)"
-    if len(objectives) > 1 and not _has_common_scale(history):
-        sentence += "; objectives differ in scale or direction, so read them one by one: "
+    if len(objectives) > 1 and (prefer is not None or not _has_common_scale(history)):
+        if prefer is not None:
+            sentence += f"; {title_of(chosen)} is the choice by {prefer.text}: "
+        else:
+            sentence += "; objectives differ in scale or direction, so read them one by one: "
         sentence += ", ".join(
             f"{name} {difference.text()} ({_word(difference)})"
             for name, difference in by_objective.items()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.datatypes import Direction, Estimate, Recipe, Split
+from evomerge.errors import ConfigError
 from evomerge.history import History, Trial, estimates_of
 from evomerge.reporting.conclusion import Difference, compared, conclude
 from evomerge.reporting.rows import (
@@ -29,6 +30,7 @@ from evomerge.reporting.rows import (
     knee_of,
     mean_estimate,
     n_provisional,
+    picked,
     schedule_text,
     seconds_by_phase,
     share_of_full,
@@ -184,11 +186,21 @@ def _triples(trial: Trial, history: History, split: Split) -> list[list[float]] 
     return [[e.score, e.standard_error, e.n_items] for e in every]
 
 
+def _picked_text(history: History) -> str:
+    """Whom the run's preference takes, or the knee."""
+    if history.front is None:
+        return ""
+    try:
+        taken = picked(history)
+    except ConfigError:  # the verdict says why
+        return "nobody meets the thresholds"
+    return f"{taken.why}: {title_of(taken.trial)}"
+
+
 def _headline(history: History) -> list[Row]:
     """The figures at the top: a label, a value, a remark."""
     front = history.front
     n_failures = sum(t.failure is not None for t in history.trials.values())
-    knee = knee_of(history)
     figures = [
         _figure(
             "Evaluations",
@@ -198,7 +210,7 @@ def _headline(history: History) -> list[Row]:
         _figure(
             "Pareto front",
             f"{len(front.trials)} trials" if front else "–",
-            "" if knee is None else f"knee: {title_of(history.trials[knee])}",
+            _picked_text(history),
         ),
         _figure(
             "Hypervolume",

@@ -6,17 +6,28 @@ Every row is plain (text, numbers, None, dicts): `json.dumps` takes it as it is.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from evomerge.datatypes import Estimate, Objective, Split
 from evomerge.errors import ConfigError, RunError
 from evomerge.fidelity import Schedule
 from evomerge.history import FrontChange, History, Trial, estimates_of, losses_of
 from evomerge.pareto import hypervolume, knee
-from evomerge.pareto import prefer as preferred
+from evomerge.preferences import Preference, choose, doubt, parse_preference
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The trial that a preference takes, how to call the reason, and what to know, in sentences."""
+
+    trial: Trial
+    why: str
+    remarks: tuple[str, ...]
 
 
 def title_of(trial: Trial) -> str:
@@ -79,18 +90,29 @@ def knee_of(history: History) -> str | None:
     return trials[knee(history.losses(trials))].name if trials else None
 
 
-def pick(history: History, prefer: Mapping[str, float] | None = None) -> Trial:
-    """The trial of the current front to take: its knee, or the best for a preference.
+def preference_of(history: History) -> Preference | None:
+    """What the run's configuration prefers, if it says."""
+    text = history.started.prefer
+    return None if text is None else parse_preference(text)
+
+
+def pick(history: History, prefer: Preference | None = None) -> Trial:
+    """The trial of the current front to take; as `picked`."""
+    return picked(history, prefer).trial
+
+
+def picked(history: History, prefer: Preference | None = None) -> Picked:
+    """The trial of the current front to take, and what to know about that.
 
     Chosen by search scores only: held-out scores judge the choice, so they must not make it.
 
     Args:
         history: A run with at least one front.
-        prefer: Weight by name of objective; objectives that are left out weigh 0.
+        prefer: What is wanted; by default what the run's configuration says, else the knee.
 
     Raises:
         RunError: when the run has no front yet.
-        ConfigError: when `prefer` names an unknown objective or holds no usable weights.
+        ConfigError: when the preference does not fit the objectives, or no trial its thresholds.
     """
     trials = front_trials(history)
     if not trials:
@@ -98,16 +120,48 @@ def pick(history: History, prefer: Mapping[str, float] | None = None) -> Trial:
             "a trial is picked from the front, but this run has none yet: wait for its first "
             "evaluations"
         )
-    losses = history.losses(trials)
-    if prefer is None:
-        return trials[knee(losses)]
-    names = [o.name for o in history.objectives]
-    if unknown := sorted(set(prefer) - set(names)):
-        raise ConfigError(
-            f"preferences name objectives of the run, but {', '.join(unknown)} is none: "
-            f"it has {', '.join(names)}"
-        )
-    return trials[preferred(losses, [prefer.get(name, 0.0) for name in names])]
+    wanted = prefer or preference_of(history) or Preference()
+    taken, remarks = _chosen(history, trials, wanted)
+    why = "knee" if wanted == Preference() else f"preferred by {wanted.text}"
+    of_thresholds = [
+        text
+        for threshold in wanted.thresholds
+        if taken.held_out is not None
+        and (text := doubt(threshold, *_pair(taken.held_out[threshold.name])))
+    ]
+    on_held_out = tuple(f"on held-out items {text}" for text in of_thresholds)
+    return Picked(taken, why, remarks + on_held_out)
+
+
+def preferred_baseline(history: History) -> Trial | None:
+    """The baseline to beat: the one that the run's preference takes, else the best in mean.
+
+    None while no baseline has scores. The best in mean also where none meets the thresholds.
+    """
+    baselines = [t for t in baseline_trials(history) if t.search is not None]
+    prefer = preference_of(history)
+    if prefer is not None and baselines:
+        try:
+            return _chosen(history, baselines, prefer)[0]
+        except ConfigError:
+            pass
+    return best_in_mean(baselines, history.objectives)
+
+
+def _chosen(
+    history: History, trials: Sequence[Trial], prefer: Preference
+) -> tuple[Trial, tuple[str, ...]]:
+    """The one of some scored trials that a preference takes, with remarks."""
+    objectives = history.objectives
+    found = [[_pair(t.search[o.name]) for o in objectives] for t in trials if t.search is not None]
+    pairs = np.array(found, dtype=np.float64)
+    titles = [title_of(t) for t in trials]
+    choice = choose(prefer, pairs[:, :, 0], pairs[:, :, 1], objectives, titles)
+    return trials[choice.row], choice.remarks
+
+
+def _pair(estimate: Estimate) -> tuple[float, float]:
+    return estimate.score, estimate.standard_error
 
 
 def front_rows(history: History, on_front: Mapping[str, float] | None = None) -> list[Row]:

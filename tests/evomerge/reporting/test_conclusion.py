@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from evomerge.datatypes import Direction, Objective, Split, Statistic
+from evomerge.errors import ConfigError
 from evomerge.fidelity import Schedule
-from evomerge.history import history_of
+from evomerge.history import History, history_of
+from evomerge.preferences import parse_preference
 from evomerge.reporting.conclusion import conclude, front_confidence, optimism_rows, verdict_of
 from evomerge.reporting.rows import (
     baseline_trials,
@@ -21,6 +24,7 @@ from evomerge.reporting.rows import (
     hypervolume_growth,
     is_partial,
     n_provisional,
+    picked,
     schedule_text,
     share_of_full,
     status_rows,
@@ -227,3 +231,40 @@ print("LOADED", *(name for name in heavy.split() if name in sys.modules))
     )
     assert "Optimism of selection" in done.stdout
     assert done.stdout.splitlines()[-1].split() == ["LOADED"]
+
+
+def preferring(history: History, text: str) -> History:
+    """The same run, had its configuration preferred something."""
+    return replace(history, started=replace(history.started, prefer=text))
+
+
+def test_the_configuration_prefers_whom_the_verdict_judges_and_the_cards_take(run_of: Runs) -> None:
+    _, history = run_of()
+    for objective in history.objectives:
+        preferred = preferring(history, f"{objective.name}=1")
+        taken = picked(preferred)
+        best = max(history.scored(), key=lambda t: t.search[objective.name].score)
+        assert taken.trial.search[objective.name].score == best.search[objective.name].score
+        verdict = conclude(preferred).verdict
+        assert verdict.chosen == taken.trial.name
+        assert f"{objective.name}=1" in verdict.sentence
+    assert picked(history, parse_preference("math=1")) == picked(preferring(history, "math=1"))
+    assert picked(history).why == "knee"
+
+
+def test_held_out_items_say_when_a_threshold_was_met_by_luck(run_of: Runs) -> None:
+    _, history = run_of()
+    highest = max(t.search["math"].score for t in front_trials(history))
+    taken = picked(preferring(history, f"math>={highest!r}, chat"))
+    assert taken.trial.search["math"].score == highest
+    assert "within one standard error only" in taken.remarks[0]
+    assert taken.trial.held_out["math"].score < highest  # selection flatters
+    assert any(remark.startswith("on held-out items math") for remark in taken.remarks)
+
+
+def test_thresholds_that_no_trial_meets_leave_a_run_without_verdict(run_of: Runs) -> None:
+    _, history = run_of()
+    preferred = preferring(history, "math>=0.99, chat")
+    assert conclude(preferred).verdict.sentence.startswith("no verdict: a preference's thresholds")
+    with pytest.raises(ConfigError, match="nearest is"):
+        picked(preferred)

@@ -17,6 +17,7 @@ from evomerge.errors import ConfigError, RunError
 from evomerge.fidelity import Schedule
 from evomerge.history import Trial, history_of
 from evomerge.pareto import hypervolume
+from evomerge.preferences import Preference, Weights
 from evomerge.reporting.conclusion import conclude
 from evomerge.reporting.rows import hypervolume_growth, mean_estimate
 from evomerge.reporting.terminal import (
@@ -115,13 +116,13 @@ def test_status_tells_where_the_run_stands(run_of: Runs) -> None:
 def test_a_preference_moves_the_pick_along_the_front(run_of: Runs) -> None:
     _, history = run_of()
     for objective in history.objectives:
-        picked = pick(history, {objective.name: 1.0})
+        picked = pick(history, Preference(rule=Weights({objective.name: 1.0})))
         best = max(history.scored(), key=lambda t: t.search[objective.name].score)
         assert picked.search[objective.name].score == best.search[objective.name].score
     with pytest.raises(ConfigError, match="speed is none: it has math, code, chat"):
-        pick(history, {"speed": 1.0})
+        pick(history, Preference(rule=Weights({"speed": 1.0})))
     with pytest.raises(ConfigError):
-        pick(history, {"math": 0.0})
+        pick(history, Preference(rule=Weights({"math": 0.0})))
 
 
 def test_a_run_without_a_front_has_rows_but_no_pick(synthetic: Any) -> None:
