@@ -287,7 +287,7 @@ class StartConfig(_Section):
     n: int = Field(default=8, ge=1)
     recipes: list[str | dict[str, Any]] = Field(default_factory=list)
     baselines: bool = False
-    layer_priors: bool | list[float] = False
+    layer_priors: bool | list[Annotated[float, Field(allow_inf_nan=False)]] = False
 
 
 _MAY_CHANGE = {"budget", "workers", "cache", "bank_gigabytes", "reuse_evaluations", "fuse"}

@@ -21,9 +21,11 @@ from evomerge.execution import start_executor
 from evomerge.fidelity import Schedule, choose_schedule
 from evomerge.history import Started
 from evomerge.journal import Event
+from evomerge.projection import landmarks
 from evomerge.protocols import Estimator, Executor, Sampler, SearchSpace
 from evomerge.run_folder import RunFolder
 from evomerge.scoring import Scoring
+from evomerge.warm_starts import warm_starts
 
 _VERSIONS_OF_ANSWERS = ("evomerge", "torch", "transformers", "lm_eval")
 _VERSIONS_OF = ("evomerge", "torch", "transformers", "lm_eval", "numpy", "cmaes", "pymoo")
@@ -150,12 +152,24 @@ class Session:
         self.models = open_models(setup.models)
         groups = self.models.anatomy.groups
         self.space = bind_space(config, groups)
+        self.baselines: dict[str, Recipe] = baselines(
+            tuple(config.experts),
+            tuple(group.label for group in groups),
+            scales=config.baselines.scales,
+            seed=config.seed,
+        )
+        found_there = landmarks(self.space, groups)
         self.problem = Problem(
             dimensions=self.space.dimensions,
             n_objectives=len(named),
-            anchors=self.space.anchors,
+            anchors=self._anchors(groups, started),
             # Fixed at the start: a sampler may depend on it, and must not change on resume.
             budget=config.budget.evaluations if started is None else started.budget,
+            names=tuple(objective.name for objective in named),
+            origin=found_there.origin,
+            experts=found_there.experts,
+            owners=found_there.owners,
+            depths=found_there.depths,
         )
         self.sampler_target, self.sampler_reason = choose_sampler(config.sampler.name, self.problem)
         options = dict(config.sampler.options)
@@ -168,12 +182,6 @@ class Session:
         weights = options.get("weights", [1.0] if len(named) == 1 else None)
         self.weights = None if weights is None else np.array(weights, dtype=np.float64)
         """What the sampler climbs, if that is a weighted mean of the objectives."""
-        self.baselines: dict[str, Recipe] = baselines(
-            tuple(config.experts),
-            tuple(group.label for group in groups),
-            scales=config.baselines.scales,
-            seed=config.seed,
-        )
         for kind, name in dict(config.estimators).items():
             if kind != "options":
                 estimator_name(name, kind)  # refused before a worker loads a model
@@ -198,6 +206,19 @@ class Session:
         except BaseException:
             self.close()
             raise
+
+    def _anchors(
+        self, groups: Sequence[Group], started: Started | None
+    ) -> tuple[tuple[float, ...], ...]:
+        """Where the sampler starts; a resumed run does not look again at where that came from."""
+        if started is not None and started.anchors is not None:
+            return started.anchors
+        if self.config.start is None:
+            return self.space.anchors
+        experts = tuple(self.config.experts)
+        return warm_starts(
+            self.config.start, self.space, experts, groups, self.baselines, bind_space
+        )
 
     def _choose_schedule(self, started: Started | None) -> tuple[Schedule | None, str]:
         """How many items candidates answer, and why; a resumed run keeps its own."""
@@ -263,6 +284,7 @@ class Session:
             "sampler": self.sampler_target,
             "sampler_reason": self.sampler_reason,
             "seed": self.config.seed,
+            "anchors": None if self.config.start is None else self.problem.anchors,
             "prefer": self.config.final.prefer,
             "n_baselines": len(self.baselines),
             "budget": self.problem.budget,

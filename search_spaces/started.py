@@ -5,15 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.datatypes import Dimension, FloatArray, Group, Recipe
+from evomerge.datatypes import Dimension, Group, Recipe
 from evomerge.errors import ConfigError
+from evomerge.projection import group_weights, nearest
 from evomerge.protocols import SearchSpace
 from search_spaces.merge_space import merge_space
-
-_STEPS = 8
-_HALVINGS = 4
-_DIFFERENCE = 0.01
-"""Of a coordinate: coefficients are rounded, so that smaller ones would see that."""
 
 
 class StartedSpace:
@@ -73,41 +69,4 @@ def started_space(
     rows = [recipe.experts.index(name) for name in experts]
     columns = [recipe.groups.index(label) for label in labels]
     target = recipe.matrix()[np.ix_(rows, columns)]
-    sizes = np.array([float(group.n_parameters) for group in groups])
-    return StartedSpace(inner, nearest(inner, target, np.sqrt(sizes / sizes.sum())))
-
-
-def nearest(space: SearchSpace, C: FloatArray, weights: FloatArray) -> tuple[float, ...]:
-    """The point whose coefficients are nearest, by least squares, from the first anchor on.
-
-    Gauss-Newton with differences of the space's own decoding, so that it knows of no map: exact in
-    one step where coefficients are linear in the coordinates and the target is in the space.
-
-    Args:
-        space: Any one.
-        C: The target, shape `(n_experts, n_groups)`.
-        weights: Of the groups' errors, shape `(n_groups,)`.
-    """
-
-    def error(u: FloatArray) -> FloatArray:
-        return np.ravel((C - space.decode(tuple(u.tolist())).matrix()) * weights)
-
-    u = np.array(space.anchors[0], dtype=np.float64)
-    left = error(u)
-    for _ in range(_STEPS):
-        steps = np.where(u < 0.5, _DIFFERENCE, -_DIFFERENCE)
-        J = np.empty((len(left), len(u)))
-        for i, step in enumerate(steps):
-            moved = u.copy()
-            moved[i] += step
-            J[:, i] = (left - error(moved)) / step
-        direction = np.linalg.lstsq(J, left, rcond=1e-9)[0]
-        for halving in range(_HALVINGS):
-            tried = np.round(np.clip(u + direction / 2**halving, 0.0, 1.0), 9)
-            of_tried = error(tried)
-            if of_tried @ of_tried < left @ left:
-                break
-        else:
-            break
-        u, left = tried, of_tried
-    return tuple(u.tolist())
+    return StartedSpace(inner, nearest(inner, target, group_weights(groups)))
