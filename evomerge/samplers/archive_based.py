@@ -41,7 +41,7 @@ class ArchiveBased(ABC):
         Raises:
             ConfigError: `generation` is not a whole number of at least 1.
         """
-        checked_range("generation", generation or 1, low=1, whole=True)
+        checked_range("generation", 1 if generation is None else generation, low=1, whole=True)
         self._problem = problem
         self._kinds = Kinds.of(problem)
         self._seed = seed

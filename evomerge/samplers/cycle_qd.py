@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evomerge.datatypes import FloatArray, Problem
 from evomerge.errors import ConfigError
 from evomerge.samplers.archive_based import ArchiveBased, checked_range
-from evomerge.samplers.grid import bins_of, elites
+from evomerge.samplers.grid import bins_of, default_bins, elites, shares_of
 from evomerge.samplers.ledger import Told
 from evomerge.samplers.options import is_number
 from evomerge.samplers.variation import inherited, mutated
@@ -24,7 +24,10 @@ PUSH = 0.1
 """Largest step towards an expert, in the expert's whole task vector, as published."""
 
 RELEASED_RANGE = (0.5, 1.3)
-"""What the released code draws elites with; the paper says .5 to .8."""
+"""What the worst and the best elite weigh in the released code: its formula adds .8 to .5."""
+
+PAPER_RANGE = (0.5, 0.8)
+"""What the paper means; it selected less and found less (measured: experiments/LOG.md)."""
 
 
 class CycleQdSampler(ArchiveBased):
@@ -32,8 +35,7 @@ class CycleQdSampler(ArchiveBased):
 
     In the archive of objective q a cell is a bin of each *other* objective, and keeps the best in
     q. Generation g breeds from archive q = g mod n_objectives; what it finds enters all archives.
-    The grids span what was told so far, with `bins` for each objective, and are made anew after
-    each generation.
+    The grids span what was told so far, and are made anew after each generation.
 
     *Crossover* is task arithmetic of two elites: the mean with weights N(1, .01^2). As the weights
     sum to one, it does not matter where vectors start from. Bits and choices come whole from either
@@ -54,10 +56,10 @@ class CycleQdSampler(ArchiveBased):
         problem: Problem,
         *,
         seed: int,
-        bins: int = 15,
-        elite_range: Sequence[float] = (0.5, 0.8),
+        bins: int | None = None,
+        elite_range: Sequence[float] = RELEASED_RANGE,
         push: float = PUSH,
-        mutation: float = 0.05,
+        mutation: float = 0.1,
         generation: int | None = None,
     ) -> None:
         """Start with the known-good merges, the experts among them.
@@ -65,9 +67,10 @@ class CycleQdSampler(ArchiveBased):
         Args:
             problem: dimensions, anchors, number of objectives, budget; origin, experts, owners.
             seed: of everything random.
-            bins: of each objective.
-            elite_range: what the worst and the best of an archive weigh when parents are drawn, for
-                quality and each other objective; `RELEASED_RANGE` is that of the released code.
+            bins: of each objective; 15 as published, but by default no more than give a cell for
+                every ten evaluations of the budget.
+            elite_range: what the worst and the best of an archive weigh when parents are drawn, in
+                quality and in each other objective; by default RELEASED_RANGE, not PAPER_RANGE.
             push: largest step towards the expert, as a share of its coefficients.
             mutation: standard deviation of normal steps, in the unit cube.
             generation: children bred before the next look at losses.
@@ -80,11 +83,12 @@ class CycleQdSampler(ArchiveBased):
                 f"cycle_qd trades objectives off and needs two at least, but there is "
                 f"{problem.n_objectives}: use cma_es or m2n2"
             )
-        checked_range("bins", bins, low=2, high=1000, whole=True)
+        checked_range("bins", 2 if bins is None else bins, low=2, high=1000, whole=True)
         checked_range("push", push, low=0.0, high=1.0)
         checked_range("mutation", mutation, low=0.0, high=1.0)
         self._low, self._high = _checked_elite_range(elite_range)
-        self._bins, self._push, self._mutation = bins, push, mutation
+        self._bins = bins or default_bins(problem.budget, problem.n_objectives - 1)
+        self._push, self._mutation = push, mutation
         self._points: list[tuple[float, ...]] = []
         self._losses: list[tuple[float, ...]] = []
         self._parents: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -102,8 +106,10 @@ class CycleQdSampler(ArchiveBased):
                     self._notice_expert(told.candidate.u, told.losses)
         m = self._problem.n_objectives
         q = (self._generation + 1) % m  # the archive that the next generation breeds from
-        L = np.array(self._losses).reshape(-1, m)
-        cells = np.delete(bins_of(L, self._bins), q, axis=1)
+        if not self._losses:
+            return
+        L = np.array(self._losses)
+        cells = np.delete(bins_of(shares_of(L), self._bins), q, axis=1)
         self._parents = elites(cells, L[:, q])
         self._probabilities = elite_probabilities(
             cells[self._parents], -L[self._parents, q], self._low, self._high
@@ -142,7 +148,7 @@ class CycleQdSampler(ArchiveBased):
 
 
 def elite_probabilities(
-    cells: NDArray[np.int64], quality: FloatArray, low: float = 0.5, high: float = 0.8
+    cells: NDArray[np.int64], quality: FloatArray, low: float, high: float
 ) -> FloatArray:
     """Draw elites that are good at everything: the product of n(quality) and n(bin) of each axis.
 
@@ -179,5 +185,5 @@ def _checked_elite_range(elite_range: Sequence[float]) -> tuple[float, float]:
         return float(ends[0]), float(ends[1])
     raise ConfigError(
         f"elite_range must be two numbers above 0 and at most 100 in rising order, but got "
-        f"{elite_range!r}: [0.5, 0.8] is the paper's"
+        f"{elite_range!r}: [0.5, 1.3] is the default"
     )

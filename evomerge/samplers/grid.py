@@ -10,29 +10,50 @@ WORST_SHARE = 0.1
 it until all others share a bin."""
 
 
-def bins_of(losses: FloatArray, n_bins: int) -> NDArray[np.int64]:
-    """Number the bins of losses, from 0 for the worst to `n_bins` - 1 for the best.
+EVALUATIONS_PER_CELL = 10
+"""Evaluations planned for each cell of a grid by default; with fewer, nothing competes (measured:
+experiments/LOG.md). The 1,200 generations of CycleQD on 15 x 15 cells had five."""
 
-    The grid of each objective goes from its best loss to the one that WORST_SHARE of the rows
-    exceed, in equal steps; what is worse falls into bin 0.
+MOST_BINS = 15
+"""Bins of an axis at most, unless asked for more: as published for CycleQD."""
+
+
+def default_bins(budget: int, n_axes: int) -> int:
+    """Bins of each axis for a grid that a budget of evaluations can fill."""
+    n_cells = budget / EVALUATIONS_PER_CELL
+    return min(max(round(float(n_cells ** (1.0 / n_axes))), 2), MOST_BINS)
+
+
+def shares_of(losses: FloatArray) -> FloatArray:
+    """Place losses within the grid: 1 at the best of each objective, 0 at the grid's worst edge.
+
+    That edge is the loss that WORST_SHARE of the rows exceed; these have negative shares.
 
     Args:
-        losses: `(n_points, n_objectives)` finite losses.
-        n_bins: of each objective.
+        losses: `(n_points, n_objectives)` finite losses, at least one point.
 
     Returns:
-        `(n_points, n_objectives)` numbers of bins; 0 where all losses are equal.
+        `(n_points, n_objectives)` shares; 0 where all losses are equal.
     """
-    if len(losses) == 0:
-        return np.zeros(losses.shape, dtype=np.int64)
     ordered = np.sort(losses, axis=0)
     best, worst = ordered[0], ordered[int((1.0 - WORST_SHARE) * (len(losses) - 1))]
     worst = np.where(worst > best, worst, ordered[-1])
     # halves: the difference of two huge losses must not overflow
     half_range = worst / 2 - best / 2
-    share = (worst / 2 - losses / 2) / np.where(half_range > 0.0, half_range, 1.0)
-    # closed at the better edge: right=True of numpy.digitize
-    return np.asarray(np.clip(np.ceil(share * n_bins) - 1, 0, n_bins - 1), dtype=np.int64)
+    return np.asarray((worst / 2 - losses / 2) / np.where(half_range > 0.0, half_range, 1.0))
+
+
+def bins_of(shares: FloatArray, n_bins: int) -> NDArray[np.int64]:
+    """Number the bins from 0 for the worst to `n_bins` - 1 for the best.
+
+    Args:
+        shares: `(n_points, n_objectives)` places within the grid; negative ones are in bin 0.
+        n_bins: of each objective, in equal steps that are closed at their better edge.
+
+    Returns:
+        `(n_points, n_objectives)` numbers of bins.
+    """
+    return np.asarray(np.clip(np.ceil(shares * n_bins) - 1, 0, n_bins - 1), dtype=np.int64)
 
 
 def elites(cells: NDArray[np.int64], losses: FloatArray) -> NDArray[np.int64]:

@@ -59,7 +59,7 @@ class M2n2Sampler(ArchiveBased):
         archive_size: int = 20,
         competition: float = 1.0,
         mating_by_attraction: bool = True,
-        mutation: float = 0.05,
+        mutation: float = 0.1,
         threshold: float | None = None,
         generation: int | None = None,
     ) -> None:

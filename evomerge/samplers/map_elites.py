@@ -8,26 +8,21 @@ from numpy.typing import NDArray
 from evomerge.datatypes import FloatArray, Problem
 from evomerge.errors import ConfigError
 from evomerge.samplers.archive_based import ArchiveBased, checked_range
-from evomerge.samplers.grid import bins_of, elites
+from evomerge.samplers.grid import bins_of, default_bins, elites, shares_of
 from evomerge.samplers.ledger import Told
 from evomerge.samplers.variation import inherited, mutated
-
-CELLS = 100
-"""About how many cells a grid has, whatever the number of its axes."""
-
-MOST_BINS = 15
-"""Bins of an axis at most, unless asked for more."""
 
 
 class MapElitesSampler(ArchiveBased):
     """Spreads over the cells of a grid of scores, for two objectives or more.
 
     The cells are bins of all objectives but one, of which each cell keeps the best; or of all of
-    them, and a cell keeps the best in mean (of losses in units of the bins). The grid spans what
-    was told so far; it is made anew, from all that was told, after each generation. Children come
-    from elites drawn uniformly, by the iso+line operator (Vassiliades and Mouret 2018, eq. 2):
-    x + N(0, iso^2 I) + N(0, line^2) (y - x), y being a second elite. Bits and choices come from y
-    with the probability `line`, then turn as in the other samplers.
+    them, and a cell keeps the best in mean (of losses scaled to the range of the grid). The grid
+    spans what was told so far; it is made anew, from all that was told, after each generation. The
+    best at each objective is an elite too. Children come from elites drawn uniformly, by the
+    iso+line operator (Vassiliades and Mouret 2018, eq. 2): x + N(0, iso^2 I) + N(0, line^2)
+    (y - x), y being a second elite. Bits and choices come from y with the probability `line`; then
+    one bit turns on average, and a choice now and then.
     """
 
     def __init__(
@@ -37,7 +32,7 @@ class MapElitesSampler(ArchiveBased):
         seed: int,
         quality: str | int | None = None,
         bins: int | None = None,
-        iso: float = 0.05,
+        iso: float = 0.1,
         line: float = 0.2,
         generation: int | None = None,
     ) -> None:
@@ -48,7 +43,8 @@ class MapElitesSampler(ArchiveBased):
             seed: of everything random.
             quality: the objective that is optimised within a cell, by name or number from 0; None:
                 the cells are bins of all objectives.
-            bins: of each axis; by default so many that there are about CELLS, MOST_BINS at most.
+            bins: of each axis; by default so many that there is a cell for every ten evaluations
+                of the budget, within 2 and 15.
             iso: standard deviation of steps in all directions, in the unit cube.
             line: standard deviation of steps along the line to another elite, in its length.
             generation: children bred before the next look at losses.
@@ -67,7 +63,7 @@ class MapElitesSampler(ArchiveBased):
         checked_range("line", line, low=0.0, high=1.0)
         self._quality = _checked_quality(problem, quality)
         n_axes = m if self._quality is None else m - 1
-        self._bins = bins or min(max(round(CELLS ** (1 / n_axes)), 2), MOST_BINS)
+        self._bins = bins or default_bins(problem.budget, n_axes)
         self._iso, self._line = iso, line
         self._points: list[tuple[float, ...]] = []
         self._losses: list[tuple[float, ...]] = []
@@ -78,14 +74,15 @@ class MapElitesSampler(ArchiveBased):
         self._points += [told.candidate.u for told in generation]
         self._losses += [told.losses for told in generation if told.losses is not None]
         L = np.array(self._losses).reshape(-1, self._problem.n_objectives)
-        cells = bins_of(L, self._bins)
-        if self._quality is None:
-            span = np.abs(L).max(axis=0, initial=0.0)
-            losses = (L / np.where(span > 0.0, span, 1.0)).mean(axis=1)
-        else:
-            losses = L[:, self._quality]
-            cells = np.delete(cells, self._quality, axis=1)
-        self._elites = elites(cells, losses)
+        if len(L) == 0:
+            return
+        shares = shares_of(L)
+        cells, losses = bins_of(shares, self._bins), -shares.mean(axis=1)
+        if self._quality is not None:
+            cells, losses = np.delete(cells, self._quality, axis=1), L[:, self._quality]
+        # a grid that spans what was told has no cell beyond its ends: these would be lost to a
+        # point of the same bin that is better in the rest
+        self._elites = np.union1d(elites(cells, losses), L.argmin(axis=0))
 
     def _child(self, rng: np.random.Generator) -> FloatArray | None:
         if len(self._elites) == 0:
