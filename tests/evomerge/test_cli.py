@@ -45,6 +45,23 @@ def test_check_search_status_front_report_export_as_a_user(write_config, tmp_pat
     best_sort = json.loads(evomerge("front", run, "--json", "--prefer", "sort=1").stdout)
     scores = {r["trial"]: r["search"]["sort"]["score"] for r in best_sort["front"]}
     assert scores[best_sort["picked"]] == max(scores.values())
+    bound = min(scores.values())
+    ordered = json.loads(
+        evomerge("front", run, "--json", "--prefer", f"sort>={bound}, twice").stdout
+    )
+    assert ordered["why"] == f"preferred by sort>={bound:g}, twice"
+    twice = {r["trial"]: r["search"]["twice"]["score"] for r in ordered["front"]}
+    assert twice[ordered["picked"]] == max(twice.values())
+    assert isinstance(ordered["remarks"], list)
+    for preference, sentence in (
+        ("sort>=1.5, twice", "lower them, or search on"),
+        ("sort<=0.5", "write sort>=0.5"),
+        ("speed", "speed is none: it has sort, twice, last"),
+    ):
+        refused = evomerge("front", run, "--prefer", preference)
+        assert refused.returncode == 2
+        assert sentence in refused.stderr
+        assert refused.stderr.count("\n") == 1
     table = evomerge("front", run)
     assert "Pareto front" in table.stdout
     assert "±" in table.stdout
@@ -72,6 +89,7 @@ def test_check_search_status_front_report_export_as_a_user(write_config, tmp_pat
         (["front", "nowhere"], 6, "no run directory"),
         (["check", "none.yaml"], 2, "readable YAML file"),
         (["export", "nowhere", "3", "--prefer", "a=1"], 2, "named or preferred"),
+        (["front", "nowhere", "--prefer", "math>0.6"], 2, "one of the forms"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(tmp_path, arguments, code, message):
@@ -103,3 +121,19 @@ print("LOADED", *sorted(m for m in sys.modules if "." not in m))
         loaded = set(done.stdout.splitlines()[-1].split()[1:])
         assert "evomerge" in loaded
         assert not loaded & HEAVY, (arguments, loaded & HEAVY)
+
+
+def test_a_configured_preference_decides_what_is_named_and_exported(write_config, tmp_path):
+    run = tmp_path / "run"
+    config = write_config(
+        budget={"evaluations": 4}, final={"prefer": "twice"}, start={"layer_priors": [0.3]}
+    )
+    searched = evomerge("search", config, "--run", run)
+    assert searched.returncode == 0, searched.stderr
+    assert "preferred by twice: " in searched.stdout
+    front = json.loads(evomerge("front", run, "--json").stdout)
+    twice = {r["trial"]: r["search"]["twice"]["score"] for r in front["front"]}
+    assert twice[front["picked"]] == max(twice.values())
+    exported = evomerge("export", run, "--no-verify", "--out", tmp_path / "merged")
+    assert exported.returncode == 0, exported.stderr
+    assert f"(trial {front['picked']})" in exported.stdout.replace("\n", " ")
