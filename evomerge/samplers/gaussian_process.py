@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 START = 16
 """Points of the centred design that come first."""
 
-HYPERVOLUME_UP_TO = 3
-"""Objectives of which the expected gain of hypervolume is computed: with four its boxes took 2.6 GB
-at 300 points, with six 8 s a proposal at 100 (experiments/LOG.md)."""
+MOST_TOLD = 300
+"""Candidates that the models are fitted to at most."""
+
+LARGEST_FRONT = {1: MOST_TOLD, 2: MOST_TOLD, 3: 150, 4: 40}
+"""For each number of objectives, up to how many points on the front the hypervolume is computed: it
+is cut into boxes, once for each of 64 samples of what is pending (.02 s each at these fronts), and
+each box takes 1 MB of memory (experiments/LOG.md)."""
 
 RHO = 0.05
 """Share of the sum in the augmented Tchebycheff function (Knowles 2006)."""
-
-MOST_TOLD = 300
-"""Candidates that the models are fitted to at most."""
 
 MOST_DIFFERENCES = 3_200_000
 """Squared differences between the points' coordinates at most: a fit's time grows with them."""
@@ -40,10 +41,11 @@ MOST_DIFFERENCES = 3_200_000
 class GaussianProcessSampler(OptunaBased):
     """Models each objective, and proposes where the hypervolume is expected to grow the most.
 
-    The most efficient one up to some hundred evaluations; a proposal takes seconds. With more than
-    three objectives each proposal is by the expected improvement of another augmented Tchebycheff
-    function of them (ParEGO, Knowles 2006). What is pending is averaged over what the models expect
-    of it. Failed candidates are a little worse than the worst.
+    For some hundred evaluations: few samplers need as few, but a proposal takes seconds. With five
+    objectives or more, and with three and four once the front is large, each proposal is by the
+    expected improvement of another augmented Tchebycheff function of them (ParEGO, Knowles 2006).
+    What is pending is averaged over what the models expect of it. Failed candidates are a little
+    worse than the worst.
 
     The models know at most 300 candidates, fewer in many dimensions (223 in 64): the front, the
     latest first, then the latest others.
@@ -100,7 +102,7 @@ class GaussianProcessSampler(OptunaBased):
         n_failed = min(len(view.failed), self._most_told // 4)
         rows = _chosen(view.losses, self._most_told - n_failed)
         losses = rescaled(view.losses[rows])
-        if losses.shape[1] > HYPERVOLUME_UP_TO:
+        if non_dominated(losses).sum() > LARGEST_FRONT.get(losses.shape[1], 0):
             weighted = losses * rng.dirichlet(np.ones(losses.shape[1]))
             augmented = weighted.max(axis=1) + RHO * weighted.sum(axis=1)
             losses = rescaled(augmented[:, None])
