@@ -10,6 +10,9 @@ SAMPLERS: dict[str, str] = {
     "nsga2": "evomerge.samplers.nsga2:Nsga2Sampler",
     "tpe": "evomerge.samplers.tpe:TpeSampler",
     "gaussian_process": "evomerge.samplers.gaussian_process:GaussianProcessSampler",
+    "m2n2": "evomerge.samplers.m2n2:M2n2Sampler",
+    "cycle_qd": "evomerge.samplers.cycle_qd:CycleQdSampler",
+    "map_elites": "evomerge.samplers.map_elites:MapElitesSampler",
 }
 """Short name -> import path of every sampler that comes with evomerge."""
 

@@ -32,7 +32,7 @@ class MapElitesSampler(ArchiveBased):
         seed: int,
         quality: str | int | None = None,
         bins: int | None = None,
-        iso: float = 0.1,
+        iso: float = 0.05,
         line: float = 0.2,
         generation: int | None = None,
     ) -> None:

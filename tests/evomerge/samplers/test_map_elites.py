@@ -92,7 +92,7 @@ def test_generation_zero_is_anchors_experts_and_design() -> None:
 def test_elites_spread_over_the_whole_front() -> None:
     asked = run(MapElitesSampler(problem_of(4), seed=1), 400, two_targets)
     losses = np.array([two_targets(candidate) for candidate in asked])
-    assert losses.min(axis=0).max() < 0.02  # both ends
+    assert losses.min(axis=0).max() < 0.03  # both ends
     assert hypervolume(losses, [0.36, 0.36]) > 0.9 * 0.36**2 * 5 / 6  # of the whole front's
 
 
