@@ -12,7 +12,7 @@ from evomerge.errors import ConfigError, RunError
 from evomerge.history import read_history
 from evomerge.journal import read_events
 from evomerge.search import resume, start
-from evomerge.session import bind_space
+from evomerge.session import Session, bind_space
 from evomerge.warm_starts import warm_starts
 from search_spaces.merge_space import merge_space
 
@@ -175,3 +175,20 @@ def test_unusable_starts_are_refused_before_any_work(write_config, tmp_path):
         read_config(write_config(start={"runs": "a"}))
     with pytest.raises(ConfigError, match=r"final\.prefer: preferences name .* speed is none"):
         read_config(write_config(final={"prefer": "speed>=1"}))
+
+
+def test_a_session_tells_its_sampler_where_base_and_experts_are(write_config):
+    with Session(read_config(write_config())) as session:
+        problem, space = session.problem, session.space
+    assert problem.names == ("sort", "twice", "last")
+    assert problem.anchors == space.anchors
+    assert problem.origin is not None
+    assert np.abs(space.decode(problem.origin).matrix()).max() < 0.05
+    for k, point in enumerate(problem.experts):
+        np.testing.assert_allclose(
+            space.decode(point).matrix().mean(axis=1), np.eye(3)[k], atol=0.05
+        )
+    assert len(problem.experts) == 3
+    for dimension, owner in zip(problem.dimensions, problem.owners, strict=True):
+        assert dimension.label.startswith(problem.names[owner])
+    assert all(0.0 <= depth <= 1.0 for depth in problem.depths)
