@@ -15,7 +15,7 @@ from evomerge.config import Config, StartConfig
 from evomerge.datatypes import FloatArray, Group, Recipe
 from evomerge.errors import ConfigError
 from evomerge.history import read_history
-from evomerge.pareto import spread
+from evomerge.pareto import knee, spread
 from evomerge.projection import group_weights, nearest
 from evomerge.protocols import SearchSpace
 from evomerge.run_folder import RunFolder
@@ -152,7 +152,7 @@ class _Projector:
 
 
 def _of_run(run: Path, n: int, projector: _Projector, bind: Bind) -> list[tuple[float, ...]]:
-    """Points for a spread over the candidates on the front of a run, those that people take first.
+    """Points for the candidates on the front of a run: its knee, then a spread over all of it.
 
     Its baselines are those of this run too, and `start.baselines` has them.
     """
@@ -168,8 +168,10 @@ def _of_run(run: Path, n: int, projector: _Projector, bind: Bind) -> list[tuple[
             f"but {run} has none: give another run, or a space with the operators of that one"
         )
     losses = history.losses([trial for trial, _ in pairs])
+    # the first one is the centre of a sampler's design: the knee depends on no objective's scale
+    rows = list(dict.fromkeys((knee(losses), *spread(losses, n))))[:n]
     points = []
-    for trial, recipe in [pairs[i] for i in spread(losses, n)]:
+    for trial, recipe in [pairs[i] for i in rows]:
         if trial.u is not None and projector.same(trial.u, recipe):
             points.append(trial.u)
         else:
