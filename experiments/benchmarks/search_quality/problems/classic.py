@@ -1,9 +1,10 @@
 """DTLZ2 and ZDT with noise, from pymoo."""
 
 import numpy as np
-from problems.surface import Normal
 
 from evomerge.datatypes import Evidence, FloatArray
+
+from .surface import Normal
 
 
 class Classic:

@@ -4,9 +4,10 @@ The generator and its drawing order are fixed, so that numbers can be compared b
 """
 
 import numpy as np
-from problems.surface import Binomial
 
 from evomerge.datatypes import Evidence, FloatArray
+
+from .surface import Binomial
 
 LOWEST, HEIGHT, SHIFT = 0.2, 0.7, 2.5
 """An accuracy lies between LOWEST and LOWEST + HEIGHT."""
