@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
-from evomerge.samplers.design import DECIMALS, FLIP_PROBABILITY, Kinds, centred_design
+from evomerge.samplers.design import Kinds, centred_design
 from evomerge.samplers.ledger import Ledger, Told
 from evomerge.samplers.options import checked_population
+from evomerge.samplers.recombination import Recombination
 
 PATIENCE = 20
 """Rounds of mating without a full generation of new points before repeats are let through."""
@@ -145,42 +146,21 @@ def _algorithm(
     from pymoo.core.problem import Problem as PymooProblem
     from pymoo.core.survival import Survival
     from pymoo.core.termination import NoTermination
-    from pymoo.operators.crossover.sbx import SBX
-    from pymoo.operators.mutation.pm import PM
     from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_function
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-    real, binary, categorical = kinds.real, kinds.binary, kinds.categorical
-    reals = PymooProblem(n_var=int(real.sum()), n_obj=n_objectives, xl=0.0, xu=1.0)
-    sbx, pm = SBX(eta=15), PM(eta=20)
+    recombination = Recombination(kinds)
     sorting, crowding = NonDominatedSorting(), get_crowding_function("cd")
 
     # X has shape (2 parents, n_matings, n_dimensions)
     class MixedCrossover(Crossover):  # type: ignore[misc]  # pymoo ships no types
         def _do(self, _: Any, X: FloatArray, *, random_state: Any, **__: Any) -> FloatArray:
-            Q = X.copy()
-            if reals.n_var:
-                Q[:, :, real] = sbx._do(reals, X[:, :, real], random_state=random_state)
-            swap = (random_state.random(X.shape[1:]) < 0.5) & ~real
-            Q[:, swap] = X[::-1, swap]
-            return Q
+            return recombination.crossed(X, random_state)
 
     # X has shape (n_offspring, n_dimensions)
     class MixedMutation(Mutation):  # type: ignore[misc]  # pymoo ships no types
         def _do(self, _: Any, X: FloatArray, *, random_state: Any, **__: Any) -> FloatArray:
-            Q = X.copy()
-            if reals.n_var:
-                Q[:, real] = pm._do(reals, X[:, real], random_state=random_state)
-            flip = (random_state.random(X.shape) < 1.0 / max(binary.sum(), 1)) & binary
-            Q[flip] = np.where(X[flip] >= 0.5, 0.0, 1.0)
-            if categorical.any():
-                n = kinds.n_choices[categorical]
-                C = X[:, categorical]
-                changes = random_state.random(C.shape) < min(FLIP_PROBABILITY, 1.0 / len(n))
-                others = 1 + np.floor(random_state.random(C.shape) * (n - 1))  # steps around
-                chosen = (np.floor(C * n) + others) % n
-                Q[:, categorical] = np.where(changes, (chosen + 0.5) / n, Q[:, categorical])
-            return np.asarray(np.round(Q, DECIMALS))
+            return recombination.mutated(X, random_state)
 
     # pymoo's own sorts unstably: which of equals it keeps depends on the processor, and a run could
     # not be replayed on another node
@@ -207,7 +187,9 @@ def _algorithm(
         survival=StableRankAndCrowding(filter_infeasible=False),
         eliminate_duplicates=unseen,
     )
-    problem = PymooProblem(n_var=len(real), n_obj=n_objectives, n_ieq_constr=1, xl=0.0, xu=1.0)
+    problem = PymooProblem(
+        n_var=len(kinds.real), n_obj=n_objectives, n_ieq_constr=1, xl=0.0, xu=1.0
+    )
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     return algorithm
 

@@ -1,0 +1,100 @@
+"""The frame of evolutionary algorithms: a generation is asked, told, selected from and bred."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
+from evomerge.samplers.design import Kinds, centred_design
+from evomerge.samplers.ledger import Ledger, Told
+from evomerge.samplers.recombination import Recombination
+
+PATIENCE = 20
+"""Rounds of breeding without a full generation of new points before repeats are let through."""
+
+
+class PopulationBased(ABC):
+    """Generation 0 is the centred design; each later one is bred whole when the last is told.
+
+    Results are taken in the order of ids. The random numbers of a generation follow from the seed
+    and the generation's number. A point is not proposed twice in a run, unless all neighbours are
+    exhausted.
+    """
+
+    def __init__(
+        self, problem: Problem, *, seed: int, first_generation: int, generation: int
+    ) -> None:
+        """Start with the centred design.
+
+        Args:
+            problem: dimensions, anchors, number of objectives and budget.
+            seed: of everything random.
+            first_generation: points of generation 0.
+            generation: children of every later one.
+        """
+        self._kinds = Kinds.of(problem)
+        self._recombination = Recombination(self._kinds)
+        self._seed = seed
+        self._n_children = generation
+        self._ledger = Ledger(problem.n_objectives)
+        self._generation = 0
+        self._upcoming = self._start(centred_design(problem, first_generation, seed))
+        self._n_current = len(self._upcoming)
+        self._proposed = set(self._upcoming)
+
+    @property
+    def generation_size(self) -> int:
+        """How many candidates are asked for before the next generation is made."""
+        return self._n_current
+
+    def ask(self) -> Candidate | None:
+        """The next candidate, or None while a wholly asked generation is not wholly told."""
+        if not self._upcoming:
+            return None
+        return self._ledger.ask(self._generation, self._upcoming.pop(0))
+
+    def tell(
+        self,
+        candidate: Candidate,
+        losses: Sequence[float] | None,
+        evidence: Evidence | None = None,
+    ) -> None:
+        """Take in losses; the last of a generation breeds the next one.
+
+        Raises:
+            ValueError: the candidate is not pending or its losses are not finite.
+        """
+        self._ledger.tell(candidate, losses, evidence)
+        if not self._upcoming and self._ledger.n_pending == 0:
+            self._select(self._ledger.close_generation())
+            self._generation += 1
+            self._breed()
+
+    @abstractmethod
+    def _select(self, generation: Sequence[Told]) -> None:
+        """Choose the survivors of the population and a generation, which comes by id."""
+
+    @abstractmethod
+    def _children(self, places: Sequence[int], rng: np.random.Generator) -> FloatArray:
+        """Breed one child for each of some places in the generation, mutated, a row each."""
+
+    def _start(self, design: FloatArray) -> list[tuple[float, ...]]:
+        """The points of generation 0."""
+        return [tuple(row) for row in design.tolist()]
+
+    def _breed(self) -> None:
+        rng = np.random.default_rng([self._seed, 0xE0, self._generation])
+        children: dict[int, tuple[float, ...]] = {}
+        for turn in range(PATIENCE + 1):
+            open_places = [i for i in range(self._n_children) if i not in children]
+            bred = self._children(open_places, rng)
+            for place, row in zip(open_places, bred.tolist(), strict=True):
+                u = tuple(row)
+                if u not in self._proposed or turn == PATIENCE:
+                    children[place] = u
+                    self._proposed.add(u)
+            if len(children) == self._n_children:
+                break
+        self._upcoming = [children[place] for place in range(self._n_children)]
+        self._n_current = self._n_children
