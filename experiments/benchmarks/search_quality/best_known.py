@@ -7,6 +7,7 @@ NSGA-II without noise, 200 individuals, 400 generations, seed 1; kept in `best_k
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ def main() -> None:
                 value = T0_BEST if name.startswith("t0") else best_of(surface)
                 known = best_known() | {key: round(value, 6)}
                 text = json.dumps(dict(sorted(known.items())), indent=1) + "\n"
-                PATH.write_text(text, encoding="utf-8")
+                partial = PATH.with_suffix(f".{os.getpid()}.partial")
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(PATH)
                 print(key, known[key], flush=True)
 
 
