@@ -8,14 +8,12 @@ NSGA-II without noise, 200 individuals, 400 generations, seed 1; kept in `best_k
 import argparse
 import json
 import os
-from pathlib import Path
 
 import numpy as np
-from problems import has_instances, surface_of
+from problems import surface_of
+from problems.known import PATH, best_known, key_of
 from problems.surface import Surface, hypervolume
 from problems.t0 import BEST_KNOWN as T0_BEST
-
-PATH = Path(__file__).parent / "best_known.json"
 
 
 def main() -> None:
@@ -36,16 +34,6 @@ def main() -> None:
                 partial.write_text(text, encoding="utf-8")
                 partial.replace(PATH)
                 print(key, known[key], flush=True)
-
-
-def key_of(name: str, seed: int) -> str:
-    """Of a problem and, where it has several, of its instance."""
-    return f"{name}/{seed}" if has_instances(name) else name
-
-
-def best_known() -> dict[str, float]:
-    """What was computed so far."""
-    return json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
 
 
 def best_of(surface: Surface, population: int = 200, generations: int = 400) -> float:

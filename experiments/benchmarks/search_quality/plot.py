@@ -18,7 +18,11 @@ def draw(curves: Curves, path: Path, ours: str | None = None) -> None:
     n_columns = min(4, len(problems))
     n_rows = -(-len(problems) // n_columns)
     figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(3.4 * n_columns, 2.8 * n_rows), squeeze=False
+        n_rows,
+        n_columns,
+        figsize=(3.4 * n_columns, 2.8 * n_rows),
+        squeeze=False,
+        layout="constrained",
     )
     colours = plt.get_cmap("tab20")
     for axis, problem in zip(axes.flat, problems, strict=False):
@@ -49,6 +53,5 @@ def draw(curves: Curves, path: Path, ours: str | None = None) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=7)
-    figure.tight_layout(rect=(0.01, 0.06, 1.0, 1.0))
     figure.savefig(path, dpi=130)
     plt.close(figure)

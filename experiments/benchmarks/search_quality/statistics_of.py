@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from best_known import best_known, key_of
+from problems.known import best_known, key_of
 
 from evomerge.datatypes import FloatArray
 
