@@ -9,6 +9,7 @@ SAMPLERS: dict[str, str] = {
     "cma_es": "evomerge.samplers.cma_es:CmaEsSampler",
     "nsga2": "evomerge.samplers.nsga2:Nsga2Sampler",
     "nsga3": "evomerge.samplers.nsga3:Nsga3Sampler",
+    "genetic": "evomerge.samplers.genetic:GeneticSampler",
     "tpe": "evomerge.samplers.tpe:TpeSampler",
     "gaussian_process": "evomerge.samplers.gaussian_process:GaussianProcessSampler",
     "m2n2": "evomerge.samplers.m2n2:M2n2Sampler",

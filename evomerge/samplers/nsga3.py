@@ -144,7 +144,7 @@ class Nsga3Sampler(PopulationBased):
         children = np.where(
             crosses[:, None], self._recombination.crossed(parents, rng), parents
         ).reshape(-1, X.shape[1])
-        return self._recombination.mutated(children[: len(places)], rng)
+        return np.asarray(children[: len(places)])
 
     def _winners(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
         """The better of two rows each; the first where neither is (rows are drawn at random)."""

@@ -39,7 +39,7 @@ class PopulationBased(ABC):
         self._n_children = generation
         self._ledger = Ledger(problem.n_objectives)
         self._generation = 0
-        self._upcoming = self._start(centred_design(problem, first_generation, seed))
+        self._upcoming = self._start(problem, first_generation)
         self._n_current = len(self._upcoming)
         self._proposed = set(self._upcoming)
 
@@ -77,18 +77,24 @@ class PopulationBased(ABC):
 
     @abstractmethod
     def _children(self, places: Sequence[int], rng: np.random.Generator) -> FloatArray:
-        """Breed one child for each of some places in the generation, mutated, a row each."""
+        """Cross one child for each of some places in the generation, a row each."""
 
-    def _start(self, design: FloatArray) -> list[tuple[float, ...]]:
-        """The points of generation 0."""
-        return [tuple(row) for row in design.tolist()]
+    def _mutated(self, children: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Mutate `(n_children, n_dimensions)` points into others, as they are proposed."""
+        return self._recombination.mutated(children, rng)
+
+    def _start(self, problem: Problem, n: int) -> list[tuple[float, ...]]:
+        """The n points of generation 0."""
+        return [tuple(row) for row in centred_design(problem, n, self._seed).tolist()]
 
     def _breed(self) -> None:
         rng = np.random.default_rng([self._seed, 0xE0, self._generation])
         children: dict[int, tuple[float, ...]] = {}
         for turn in range(PATIENCE + 1):
             open_places = [i for i in range(self._n_children) if i not in children]
-            bred = self._children(open_places, rng)
+            bred = self._mutated(self._children(open_places, rng), rng)
+            for _ in range(turn // 3):  # nothing new near the parents: look farther away
+                bred = self._mutated(bred, rng)
             for place, row in zip(open_places, bred.tolist(), strict=True):
                 u = tuple(row)
                 if u not in self._proposed or turn == PATIENCE:

@@ -34,7 +34,7 @@ PROBLEMS_OF_SLOW = (
     "1 categorical, 1 objective",
 )
 
-ONE_LOSS = ("cma_es",)
+ONE_LOSS = ("cma_es", "genetic")
 """They take one loss or weights."""
 
 MIN_OBJECTIVES = {"cycle_qd": 2, "map_elites": 2, "nsga3": 2}
