@@ -13,11 +13,11 @@ from evomerge.samplers.surrogate.encoding import Encoding
 from evomerge.samplers.surrogate.improvement import Improvement
 from evomerge.samplers.surrogate.models import Model
 
-POOL = 600
+POOL = 1000
 """Points at which the improvement is looked at before the ascent."""
 
-STARTS = 4
-STEPS = 60
+STARTS = 8
+STEPS = 100
 
 TRUST = 0.5
 """Farther than this from every sampled point, in any coordinate, nothing is proposed."""

@@ -16,6 +16,7 @@ from evomerge.samplers.surrogate.regression import (
     GaussianProcess,
     Hyperparameters,
     Noise,
+    Part,
     fitted,
 )
 
@@ -30,9 +31,24 @@ NEWTON_STEPS = 2
 """Towards the mode under the binomial likelihood, from the empirical logits."""
 
 
+MARGIN = 0.1
+"""Nats a point by which a form must beat those before it: the plain one is the most robust, and
+with few points the best of several is often so by luck (LOG.md)."""
+
+_PARTS: dict[str, Part | None] = {
+    "identity": None,
+    "logit": None,
+    "logit+quadratic": "quadratic",
+    "identity+rough": "rough",
+}
+
+FORMS = tuple(_PARTS)
+"""What may be chosen for an objective: a link, and what the model has besides a smooth part."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Observed:
-    """One objective: `(n,)` losses, standard errors (NaN: unknown), numbers of items (0: unknown)."""
+    """One objective, all `(n,)`; unknown standard errors are NaN, unknown numbers of items 0."""
 
     losses: FloatArray
     standard_errors: FloatArray
@@ -60,36 +76,33 @@ class Quality:
 class Choice:
     """The form of a model with its hyperparameters, fitted to a part of the history."""
 
+    form: str
     link: Link
     hyperparameters: Hyperparameters
     shift: float
     scale: float
-    is_quadratic: bool
 
 
 def choose(
     X: FloatArray, observed: Observed, log_scales: FloatArray, forms: Sequence[str]
 ) -> Choice:
-    """Fit every form and take the one that predicts left-out losses best.
+    """Fit every form; a later one has to predict left-out losses clearly better.
 
     Args:
         X: `(n, n_coordinates)` places.
         observed: What was seen there.
         log_scales: Of the coordinates.
-        forms: Of `identity`, `logit`, `identity+quadratic`, `logit+quadratic`; logits are left out
-            where losses are no shares.
+        forms: Of FORMS; logits are left out where losses are no shares.
     """
     best: tuple[float, Choice] | None = None
     for form in forms:
         link = _link(form, observed.losses)
         if link is None:
             continue
-        quadratic = form.endswith("+quadratic")
         z, noise = _latent(link, observed)
-        parts = fitted(X, z, noise, log_scales, quadratic=quadratic)
-        choice = Choice(link, *parts, is_quadratic=quadratic)
+        choice = Choice(form, link, *fitted(X, z, noise, log_scales, _PARTS[form]))
         density = Model(X, observed, choice).quality().density
-        if best is None or density > best[0]:
+        if best is None or density > best[0] + MARGIN:
             best = density, choice
     if best is None:
         return choose(X, observed, log_scales, [f.replace("logit", "identity") for f in forms])
@@ -176,8 +189,8 @@ class Model:
 
     @property
     def form(self) -> str:
-        """What was chosen, in words."""
-        return self._choice.link.name + (" + quadratic" if self._choice.is_quadratic else "")
+        """What was chosen."""
+        return self._choice.form
 
 
 def _rank_correlation(a: FloatArray, b: FloatArray) -> float:

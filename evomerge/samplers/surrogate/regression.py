@@ -6,6 +6,7 @@ quadratic: MAP's surrogate with a prior, so that it can be had from fewer points
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
@@ -26,6 +27,17 @@ NOISE_SPREAD = 0.7
 UNKNOWN_NOISE = 0.01, 2.0
 """Share of the variance that is noise where none is known, and the spread of its logarithm."""
 
+ROUGH = 0.3
+"""Share of the length scales that a rough part has: what a smooth model takes for noise, a rugged
+surface repeats nearby."""
+
+Part = Literal["quadratic", "rough"]
+
+PARTS: dict[Part, float] = {"quadratic": -2.0, "rough": -2.0}
+"""Expected log variance of each part, in units of the data's."""
+
+PART_SPREAD = 2.0
+
 JITTER = 1e-6
 _SQRT5 = math.sqrt(5.0)
 _MOST_STEPS = 40
@@ -38,6 +50,7 @@ class Hyperparameters:
     log_lengths: FloatArray
     log_amplitude: float
     log_noise: float
+    log_rough: float | None
     log_quadratic: float | None
 
 
@@ -76,7 +89,10 @@ class GaussianProcess:
         self._h = hyperparameters
         self._inverse = np.exp(-hyperparameters.log_lengths)
         self._amplitude = math.exp(hyperparameters.log_amplitude)
-        self._quadratic = (
+        self._rough: float = (
+            0.0 if hyperparameters.log_rough is None else math.exp(hyperparameters.log_rough)
+        )
+        self._quadratic: float = (
             0.0
             if hyperparameters.log_quadratic is None
             else math.exp(hyperparameters.log_quadratic)
@@ -90,14 +106,14 @@ class GaussianProcess:
 
     def _prior(self, Y: FloatArray) -> FloatArray:
         """Covariances `(len(Y), n)` of the function at other places and at the data's."""
-        matern, _ = _matern(_squared_distances(Y * self._inverse, self._X * self._inverse))
-        K = 1.0 + self._amplitude * matern
+        r2 = _squared_distances(Y * self._inverse, self._X * self._inverse)
+        K = 1.0 + self._amplitude * _matern(r2)[0] + self._rough * _matern(r2 / ROUGH**2)[0]
         if self._quadratic:
             K += self._quadratic * (1.0 + Y @ self._X.T * self._unit) ** 2
         return np.asarray(K)
 
     def _prior_variances(self, Y: FloatArray) -> FloatArray:
-        variances = np.full(len(Y), 1.0 + self._amplitude)
+        variances = np.full(len(Y), 1.0 + self._amplitude + self._rough)
         if self._quadratic:
             variances += self._quadratic * (1.0 + (Y**2).sum(axis=1) * self._unit) ** 2
         return variances
@@ -115,10 +131,12 @@ class GaussianProcess:
     def predict_with_gradient(self, y: FloatArray) -> tuple[float, float, FloatArray, FloatArray]:
         """Mean and variance at one place `(n_coordinates,)`, and their gradients there."""
         D = (self._X - y) * self._inverse
-        matern, slope = _matern((D**2).sum(axis=1))
-        k = 1.0 + self._amplitude * matern
-        J = (-2.0 * self._amplitude * slope)[:, None] * D * self._inverse
-        prior, prior_gradient = 1.0 + self._amplitude, np.zeros_like(y)
+        r2 = (D**2).sum(axis=1)
+        (smooth, slope), (rough, rough_slope) = _matern(r2), _matern(r2 / ROUGH**2)
+        k = 1.0 + self._amplitude * smooth + self._rough * rough
+        by_r2 = self._amplitude * slope + self._rough * rough_slope / ROUGH**2
+        J = (-2.0 * by_r2)[:, None] * D * self._inverse
+        prior, prior_gradient = 1.0 + self._amplitude + self._rough, np.zeros_like(y)
         if self._quadratic:
             g = 1.0 + self._X @ y * self._unit
             k = k + self._quadratic * g**2
@@ -152,7 +170,7 @@ class GaussianProcess:
 
 
 def fitted(
-    X: FloatArray, z: FloatArray, noise: Noise, log_scales: FloatArray, *, quadratic: bool
+    X: FloatArray, z: FloatArray, noise: Noise, log_scales: FloatArray, part: Part | None = None
 ) -> tuple[Hyperparameters, float, float]:
     """Hyperparameters of highest posterior density, with the shift and scale of the data.
 
@@ -161,23 +179,31 @@ def fitted(
         z: `(n,)` observations.
         noise: Their variances, in the same units squared.
         log_scales: Logs of the relative length scales to expect, `(n_coordinates,)`.
-        quadratic: Whether a Bayesian quadratic is part of the model.
+        part: What the model has besides its smooth Matern part.
     """
     n, d = X.shape
     shift, scale = float(z.mean()), max(float(z.std()), 1e-9)
     y, variances = (z - shift) / scale, noise.variances / scale**2
     D2 = ((X[:, None, :] - X[None, :, :]) ** 2).reshape(n * n, d)
     expected = math.log(LENGTH * math.sqrt(d)) + log_scales
-    Q = (1.0 + X @ X.T * _unit(d)) ** 2
+    Q = (1.0 + X @ X.T * _unit(d)) ** 2 if part == "quadratic" else np.zeros((0, 0))
     diagonal = np.diag_indices(n)
 
     def objective(p: FloatArray) -> tuple[float, FloatArray]:
         lengths, amplitude, factor = p[:d], math.exp(p[d]), math.exp(p[d + 1])
         inverse_squares = np.exp(-2.0 * lengths)
-        matern, slope = _matern((D2 @ inverse_squares).reshape(n, n))
+        r2 = (D2 @ inverse_squares).reshape(n, n)
+        matern, slope = _matern(r2)
         K = 1.0 + amplitude * matern
-        if quadratic:
-            K += math.exp(p[d + 2]) * Q
+        by_r2 = amplitude * slope
+        if part == "quadratic":
+            extra = math.exp(p[d + 2]) * Q
+            K += extra
+        elif part == "rough":
+            rough, rough_slope = _matern(r2 / ROUGH**2)
+            extra = math.exp(p[d + 2]) * rough
+            K += extra
+            by_r2 += math.exp(p[d + 2]) / ROUGH**2 * rough_slope
         K[diagonal] += variances * factor + JITTER
         try:
             L = np.linalg.cholesky(K)
@@ -187,16 +213,19 @@ def fitted(
         W = 0.5 * (cho_solve((L, True), np.eye(n)) - np.outer(alpha, alpha))
         value = 0.5 * float(y @ alpha) + float(np.log(np.diag(L)).sum())
         gradient = np.empty_like(p)
-        gradient[:d] = -2.0 * amplitude * inverse_squares * ((W * slope).reshape(n * n) @ D2)
+        gradient[:d] = -2.0 * inverse_squares * ((W * by_r2).reshape(n * n) @ D2)
         gradient[d] = amplitude * float((W * matern).sum())
         gradient[d + 1] = factor * float(np.diag(W) @ variances)
-        if quadratic:
-            gradient[d + 2] = math.exp(p[d + 2]) * float((W * Q).sum())
+        if part is not None:
+            gradient[d + 2] = float((W * extra).sum())
         away = (p - centre) / spread
         return value + 0.5 * float(away @ away), gradient + away / spread
 
-    centre = np.concatenate([expected, [0.0, 0.0], [-2.0] * quadratic])
-    spread = np.concatenate([np.full(d, LENGTH_SPREAD), [1.5, noise.spread], [2.0] * quadratic])
+    expected_part = [] if part is None else [PARTS[part]]
+    centre = np.concatenate([expected, [0.0, 0.0], expected_part])
+    spread = np.concatenate(
+        [np.full(d, LENGTH_SPREAD), [1.5, noise.spread], [PART_SPREAD] * len(expected_part)]
+    )
     bounds = [(c - 6.0 * s, c + 6.0 * s) for c, s in zip(centre, spread, strict=True)]
     found = minimize(
         objective,
@@ -209,7 +238,11 @@ def fitted(
     p = found.x
     return (
         Hyperparameters(
-            p[:d].copy(), float(p[d]), float(p[d + 1]), float(p[d + 2]) if quadratic else None
+            log_lengths=p[:d].copy(),
+            log_amplitude=float(p[d]),
+            log_noise=float(p[d + 1]),
+            log_rough=float(p[d + 2]) if part == "rough" else None,
+            log_quadratic=float(p[d + 2]) if part == "quadratic" else None,
         ),
         shift,
         scale,

@@ -16,10 +16,7 @@ from evomerge.samplers.surrogate.ascent import POOL, best_point, pool
 from evomerge.samplers.surrogate.encoding import Encoding
 from evomerge.samplers.surrogate.evolution import child
 from evomerge.samplers.surrogate.improvement import improvement_over
-from evomerge.samplers.surrogate.models import Choice, Model, Observed, Quality, choose
-
-FORMS = ("logit", "identity", "logit+quadratic", "identity+quadratic")
-"""Every form that may be chosen for an objective; see `models.choose`."""
+from evomerge.samplers.surrogate.models import FORMS, Choice, Model, Observed, Quality, choose
 
 START = 8
 """Points of the centred design before the first model."""
