@@ -45,7 +45,8 @@ def draw(curves: Curves, path: Path, ours: str | None = None) -> None:
         axis.grid(alpha=0.25, linewidth=0.5)
     for axis in axes.flat[len(problems) :]:
         axis.set_visible(False)
-    figure.supxlabel("evaluations", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("evaluations", fontsize=8)
     figure.supylabel("true hypervolume / best known", fontsize=9)
     handles = {
         label: handle
