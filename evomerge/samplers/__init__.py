@@ -10,11 +10,14 @@ SAMPLERS: dict[str, str] = {
     "nsga2": "evomerge.samplers.nsga2:Nsga2Sampler",
     "nsga3": "evomerge.samplers.nsga3:Nsga3Sampler",
     "genetic": "evomerge.samplers.genetic:GeneticSampler",
+    "greedy": "evomerge.samplers.greedy:GreedySampler",
     "tpe": "evomerge.samplers.tpe:TpeSampler",
     "gaussian_process": "evomerge.samplers.gaussian_process:GaussianProcessSampler",
     "m2n2": "evomerge.samplers.m2n2:M2n2Sampler",
     "cycle_qd": "evomerge.samplers.cycle_qd:CycleQdSampler",
     "map_elites": "evomerge.samplers.map_elites:MapElitesSampler",
+    "map": "evomerge.samplers.map.one_shot:MapSampler",
+    "bayesian_map": "evomerge.samplers.map.bayesian:BayesianMapSampler",
 }
 """Short name -> import path of every sampler that comes with evomerge."""
 

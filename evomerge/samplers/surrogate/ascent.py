@@ -83,7 +83,8 @@ def best_point(
     variances = np.stack([variance for _, variance in moments], axis=1)
     values = improvement.value(means, variances)
     order = np.argsort(-values, kind="stable")
-    best, best_value = points[order[0]], -math.inf
+    best: FloatArray = points[order[0]]
+    best_value = -math.inf
     for start in _apart(points, order):
         x, value = _climb(models, encoding, kinds, improvement, points[start], sampled)
         if value > best_value:

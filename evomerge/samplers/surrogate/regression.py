@@ -136,13 +136,14 @@ class GaussianProcess:
         k = 1.0 + self._amplitude * smooth + self._rough * rough
         by_r2 = self._amplitude * slope + self._rough * rough_slope / ROUGH**2
         J = (-2.0 * by_r2)[:, None] * D * self._inverse
-        prior, prior_gradient = 1.0 + self._amplitude + self._rough, np.zeros_like(y)
+        prior = 1.0 + self._amplitude + self._rough
+        prior_gradient: FloatArray = np.zeros_like(y)
         if self._quadratic:
             g = 1.0 + self._X @ y * self._unit
             k = k + self._quadratic * g**2
             J = J + (2.0 * self._quadratic * self._unit * g)[:, None] * self._X
             own = 1.0 + y @ y * self._unit
-            prior += self._quadratic * own**2
+            prior += self._quadratic * float(own) ** 2
             prior_gradient = 4.0 * self._quadratic * self._unit * own * y
         w = cho_solve((self._L, True), k)
         variance = max(float(prior - k @ w), 1e-10)
