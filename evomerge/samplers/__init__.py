@@ -9,6 +9,7 @@ SAMPLERS: dict[str, str] = {
     "cma_es": "evomerge.samplers.cma_es:CmaEsSampler",
     "nsga2": "evomerge.samplers.nsga2:Nsga2Sampler",
     "nsga3": "evomerge.samplers.nsga3:Nsga3Sampler",
+    "moead": "evomerge.samplers.moead:MoeadSampler",
     "genetic": "evomerge.samplers.genetic:GeneticSampler",
     "greedy": "evomerge.samplers.greedy:GreedySampler",
     "tpe": "evomerge.samplers.tpe:TpeSampler",
@@ -22,8 +23,30 @@ SAMPLERS: dict[str, str] = {
 """Short name -> import path of every sampler that comes with evomerge."""
 
 
+MODELLED_UP_TO = 400
+"""Evaluations up to which a surrogate is worth its time: it leads the bench at 30 to 100, and its
+models know no more points than that (docs/samplers.md)."""
+
+MODELLED_DIMENSIONS = 128
+"""Dimensions up to which proposals stay below some seconds."""
+
+
 def auto(problem: Problem) -> tuple[str, str]:
-    """Choose a sampler: `(short name, reason)`."""
-    if problem.n_objectives == 1:
-        return "cma_es", "one objective: CMA-ES adapts its steps to the problem"
-    return "nsga2", f"{problem.n_objectives} objectives: NSGA-II spreads over the Pareto front"
+    """Choose a sampler and its design: `(short name, reason)`.
+
+    Noise needs no rule: the surrogate is told the standard error of every score, and CMA-ES doubles
+    its population where the budget allows.
+    """
+    d, m, budget = len(problem.dimensions), problem.n_objectives, problem.budget
+    goals = "one objective" if m == 1 else f"{m} objectives"
+    if budget <= MODELLED_UP_TO and d <= MODELLED_DIMENSIONS:
+        return "surrogate", (
+            f"{budget} evaluations in {d} dimensions, {goals}: a surrogate on a centred design "
+            "finds more with so few"
+        )
+    why = f"{budget} evaluations in {d} dimensions are too many for a surrogate"
+    if m == 1:
+        return "cma_es", f"{why}; {goals}: CMA-ES adapts its steps to the problem"
+    if m <= 3:
+        return "nsga2", f"{why}; {goals}: NSGA-II spreads over the Pareto front"
+    return "nsga3", f"{why}; {goals}: NSGA-III keeps directions apart where most is non-dominated"

@@ -40,7 +40,7 @@ PROBLEMS_OF_SLOW = (
 ONE_LOSS = ("cma_es", "genetic", "greedy")
 """They take one loss or weights."""
 
-MIN_OBJECTIVES = {"cycle_qd": 2, "map_elites": 2, "nsga3": 2}
+MIN_OBJECTIVES = {"cycle_qd": 2, "map_elites": 2, "moead": 2, "nsga3": 2}
 """Samplers of trade-offs refuse problems without any."""
 
 GENERATIONAL = tuple(sorted(set(SAMPLERS) - {*MEMORYLESS, *HISTORY_BASED}))
@@ -460,6 +460,8 @@ def test_it_improves_on_its_own_start(
     n, n_start = (n_of(name, 60), 8) if name in HISTORY_BASED else (400, 20)
     if name == "tpe":  # cheap, but 24 dimensions take it longer
         n = 160
+    if name in SAMPLES_FIRST and n_real == 24:
+        n = 400
     problem = problem_of(n_real, n_binary, n_objectives, budget=n, n_choices=n_choices)
     loss = spheres(problem)
     asked = drive(build(name, problem), n, loss, at_most_pending=workers_of(name))
@@ -485,9 +487,11 @@ def test_several_objectives_are_refused_where_they_are_not_promised() -> None:
         resolve(SAMPLERS["cma_es"])(PROBLEMS["2 real, 2 objectives"], seed=1)
 
 
+@pytest.mark.parametrize("budget", [60, 5000])
 @pytest.mark.parametrize("n_objectives", [1, 2, 6])
-def test_auto_chooses_a_sampler_that_takes_the_problem(n_objectives: int) -> None:
-    problem = problem_of(4, 2, n_objectives)
+def test_auto_chooses_a_sampler_that_takes_the_problem(n_objectives: int, budget: int) -> None:
+    problem = problem_of(4, 2, n_objectives, budget=budget)
     name, reason = auto(problem)
     assert resolve(SAMPLERS[name])(problem, seed=1).ask() is not None
-    assert reason
+    assert (name == "surrogate") == (budget == 60)
+    assert f"{budget} evaluations in 6 dimensions" in reason

@@ -15,7 +15,8 @@ _MOST_GRID = 200_000
 def levels(n_points: int, n_coefficients: int) -> int:
     """Levels per axis of the published grid: ceil((n / .5)^(1 / N))."""
     # the root of a perfect power must not be rounded up
-    return max(2, math.ceil((n_points / 0.5) ** (1.0 / n_coefficients) - 1e-9))
+    root = math.pow(n_points / 0.5, 1.0 / n_coefficients)
+    return max(2, math.ceil(root - 1e-9))
 
 
 def published_grid(n_points: int, n_coefficients: int, rng: np.random.Generator) -> FloatArray:

@@ -19,6 +19,9 @@ Link = Literal["identity", "sigmoid", "softplus"]
 RIDGE = 0.009
 """Penalty of the binomial fit on the square of each parameter but the constant."""
 
+RIDGES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
+"""What `fit_validated` chooses from, the strongest first: of equals it stays the choice."""
+
 CLIFF = 0.25
 """Share of an objective's range by which a point left out has to be missed to be a cliff."""
 
@@ -188,3 +191,41 @@ def cliff(C: FloatArray, y: FloatArray, standard_errors: FloatArray | None = Non
     missed = float(np.sqrt(np.mean(left_out(C, y) ** 2)))
     noise = 0.0 if standard_errors is None else float(np.sqrt(np.mean(standard_errors**2)))
     return missed > max(CLIFF * float(np.ptp(y)), NOISE * noise)
+
+
+def fit_validated(C: FloatArray, y: FloatArray) -> Quadratic:
+    """Fit with the ridge under which points left out are predicted best, for any n.
+
+    Coefficients are counted from their mean: the penalty then favours a flat surface there.
+
+    Args:
+        C: `(n_points, N)` coefficients, two points at least.
+        y: `(n_points,)` metric, standardised.
+    """
+    centre = C.mean(axis=0)
+    F = features(C - centre)[:, :-1]
+    A, b = F - F.mean(axis=0), y - y.mean()
+    values, vectors = np.linalg.eigh(A @ A.T)
+    values = np.maximum(values, 0.0)
+    missed = []
+    for ridge in RIDGES:
+        # of the hat matrix; the mean takes its share of every point
+        share = values / (values + ridge)
+        h = (vectors**2) @ share + 1.0 / len(y)
+        r = b - vectors @ (share * (vectors.T @ b))
+        missed.append(float(np.mean((r / np.maximum(1.0 - h, 1e-6)) ** 2)))
+    return _moved(fit_ridge(C - centre, y, RIDGES[int(np.argmin(missed))]), centre)
+
+
+def _moved(surrogate: Quadratic, centre: FloatArray) -> Quadratic:
+    """The same function of coefficients that were counted from a centre."""
+    N = len(centre)
+    squares, cross, linear, constant = np.split(
+        surrogate.parameters, [N, N * (N + 1) // 2, N * (N + 3) // 2]
+    )
+    A = np.zeros((N, N))
+    A[np.triu_indices(N, k=1)] = cross
+    A = (A + A.T) / 2.0 + np.diag(squares)
+    b = linear - 2.0 * A @ centre
+    e = constant + centre @ A @ centre - linear @ centre
+    return Quadratic(np.concatenate([squares, cross, b, e]), surrogate.link)
