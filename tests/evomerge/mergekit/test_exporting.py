@@ -78,5 +78,9 @@ def test_an_export_has_the_file_beside_the_weights_or_says_why_not(write_config,
     assert yaml.safe_load(only.read_text())["merge_method"] == "ties"
     with pytest.raises(ConfigError, match="random_delta"):
         CliRunner().invoke(
-            app, [*arguments[:2], "random_delta", *arguments[3:]], catch_exceptions=False
+            app,
+            [*arguments[:2], "random_delta", "--mergekit", str(tmp_path / "other.yaml")],
+            catch_exceptions=False,
         )
+    with pytest.raises(ConfigError, match="there already"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
