@@ -179,7 +179,8 @@ class Session:
         self.sampler: Sampler = loading.build(
             Spec(self.sampler_target, options), self.problem, seed=config.seed
         )
-        weights = options.get("weights", [1.0] if len(named) == 1 else None)
+        is_mean = options.get("scalarization", "weighted") == "weighted"
+        weights = options.get("weights", [1.0] if len(named) == 1 else None) if is_mean else None
         self.weights = None if weights is None else np.array(weights, dtype=np.float64)
         """What the sampler climbs, if that is a weighted mean of the objectives."""
         for kind, name in dict(config.estimators).items():

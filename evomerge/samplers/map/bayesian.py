@@ -56,6 +56,7 @@ class BayesianMapSampler(MapSampler):
         Raises:
             ConfigError: An option is no whole number, or there are too many dimensions.
         """
+        samples = checked_samples("bayesian_map", problem, samples)
         super().__init__(problem, seed=seed, samples=samples)
         n_start = (
             max(self._n_samples // 3, 1)

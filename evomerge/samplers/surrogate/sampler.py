@@ -28,11 +28,18 @@ MOST_POINTS, MOST_FITTED = 400, 150
 """Of a longer history the models see the best and the latest, and hyperparameters are fitted to
 fewer: time grows with the cube."""
 
+REFERENCE = 0.1
+"""How far beyond the worst of the start, in ranges, the hypervolume's reference lies."""
+
 DOUBT = 0.25
 """Mean rank correlation below which half the proposals are an evolution's."""
 
 ENOUGH = 24
 """Points from which a poor rank correlation says something about the model."""
+
+
+LARGE = 1e100
+"""No loss of a task, but a perplexity may explode."""
 
 
 class SurrogateSampler(HistoryBased):
@@ -96,6 +103,7 @@ class SurrogateSampler(HistoryBased):
     def _propose(self, view: View, rng: np.random.Generator) -> FloatArray:
         if len(view.points) < LEAST:
             return self._wander(rng)
+        view = _squarable(view)
         choices = self._fitted(view, LEAST)
         view = _best_and_latest(view, MOST_POINTS)
         X = self._encoding.encode(view.points)
@@ -135,7 +143,7 @@ class SurrogateSampler(HistoryBased):
         """A little worse than the worst of the start: what is worse than that gains nothing."""
         start = view.losses[: len(self._start)]
         worst, best = start.max(axis=0), view.losses.min(axis=0)
-        return np.asarray(worst + np.maximum(0.1 * (worst - best), 1e-9))
+        return np.asarray(worst + np.maximum(REFERENCE * (worst - best), 1e-9))
 
     def _wander(self, rng: np.random.Generator) -> FloatArray:
         """Around the centre, farther than the start."""
@@ -160,6 +168,13 @@ class SurrogateSampler(HistoryBased):
         if n_points >= ENOUGH and any(quality.rank < DOUBT for quality in qualities):
             remark += "; not to be trusted where the rank correlation is low"
         self._remarks.append(remark)
+
+
+def _squarable(view: View) -> View:
+    """Losses so large that their squares overflow, in units of the largest."""
+    largest = np.abs(view.losses).max(axis=0)
+    units = np.where(largest > LARGE, largest, 1.0)
+    return replace(view, losses=view.losses / units, standard_errors=view.standard_errors / units)
 
 
 def _observed(view: View) -> list[Observed]:

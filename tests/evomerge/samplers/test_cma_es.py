@@ -1,9 +1,13 @@
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy._core._multiarray_umath import __cpu_dispatch__
 
-from evomerge.datatypes import Candidate, Dimension, Problem
+from evomerge.datatypes import Candidate, Dimension, Problem, digest_of
 from evomerge.errors import ConfigError
 from evomerge.samplers.cma_es import CmaEsSampler, default_population
 
@@ -217,3 +221,135 @@ def test_the_mean_is_a_candidate_that_teaches_nothing() -> None:
                 is_mean = generation > 0 and index == 0
                 loss = score_of_mean if is_mean else sum((u - 0.3) ** 2 for u in candidate.u)
                 sampler.tell(candidate, [loss])
+
+
+VARIANTS = ("full", "separable", "margin", "learning_rate")
+
+
+def mixed_problem() -> Problem:
+    choice = Dimension("variant", "categorical", 5)
+    dimensions = [Dimension(f"x{i}") for i in range(4)]
+    dimensions += [Dimension(f"bit {i}", "binary") for i in range(4)]
+    start = (0.4,) * 4 + (1.0,) * 4 + (choice.position(0),)
+    other = (0.9,) * 4 + (0.0,) * 4 + (choice.position(1),)
+    return Problem((*dimensions, choice), 1, (start, other), budget=1000)
+
+
+def mixed_loss(candidate: Candidate) -> float:
+    """Best at 0.6, bits off, the fourth choice."""
+    u = np.array(candidate.u)
+    wrong = u[4:8].sum() + (abs(u[8] - 0.7) > 0.01)
+    return float(((u[:4] - 0.6) ** 2).sum() + 0.1 * wrong)
+
+
+def mixed_run(variant: str, n_generations: int) -> list[list[Candidate]]:
+    sampler = CmaEsSampler(mixed_problem(), seed=3, variant=variant)
+    run = []
+    for _ in range(n_generations):
+        run.append(generation_of(sampler))
+        for candidate in reversed(run[-1]):
+            fails = candidate.id % 7 == 3
+            sampler.tell(candidate, None if fails else [mixed_loss(candidate)])
+    return run
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_finds_reals_bits_and_the_choice(variant: str) -> None:
+    run = mixed_run(variant, 60)
+    assert tuple(c.u for c in run[0][:2]) == mixed_problem().anchors
+    losses = [mixed_loss(candidate) for generation in run for candidate in generation]
+    assert min(losses) < 0.01
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_survives_generations_that_do_not_differ_or_fail(variant: str) -> None:
+    for losses in ([0.25], [1e300], None):
+        sampler = CmaEsSampler(mixed_problem(), seed=3, variant=variant)
+        for _ in range(40):
+            for candidate in generation_of(sampler):
+                assert np.isfinite(candidate.u).all()
+                sampler.tell(candidate, losses)
+
+
+def digest_of_variants() -> str:
+    return digest_of([[[c.u for c in g] for g in mixed_run(v, 25)] for v in VARIANTS])
+
+
+def test_every_variant_asks_the_same_on_another_processor() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_cma_es\n"
+        "print(test_cma_es.digest_of_variants())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            "PYTHONHASHSEED": "1",
+            "PATH": "",
+            "OPENBLAS_CORETYPE": "Nehalem",
+            "NPY_DISABLE_CPU_FEATURES": " ".join(__cpu_dispatch__),
+        },
+    )
+    assert result.stdout.strip() == digest_of_variants()
+
+
+@pytest.mark.parametrize("n_binary", [1, 8])
+def test_a_margin_keeps_bits_turning_after_everything_agreed(n_binary: int) -> None:
+    """The optimum moves after 40 generations: a bit that no longer turned would miss it."""
+    anchor = (1.0,) * n_binary
+    problem = problem_of(n_binary, anchor, n_binary=n_binary)
+    sampler = CmaEsSampler(problem, seed=1, variant="margin", restarts=False)
+    for generation in range(100):
+        asked = generation_of(sampler)
+        for candidate in asked:
+            is_on = np.array(candidate.u) == 1.0
+            sampler.tell(candidate, [float((~is_on if generation < 40 else is_on).sum())])
+        if generation == 39:
+            assert asked[0].u == anchor
+    assert asked[0].u == (0.0,) * n_binary  # the mean
+
+
+def test_without_restarts_a_collapsed_distribution_is_sampled_on() -> None:
+    sampler = CmaEsSampler(
+        problem_of(2, (0.5, 0.5), (0.9, 0.1)), seed=1, population=6, sigma=0.05, restarts=False
+    )
+    for _ in range(150):
+        asked = generation_of(sampler)
+        for candidate in asked:
+            sampler.tell(candidate, [sum((u - 0.5) ** 2 for u in candidate.u)])
+    assert len(asked) == 6  # not even the mean moves
+    np.testing.assert_allclose([c.u for c in asked], 0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scalarization", "tolerance"), [("tchebycheff", 0.1), ("percentile", 0.19)]
+)
+def test_scalarizations_without_scale_compromise(scalarization: str, tolerance: float) -> None:
+    """Any point between the optima has about the same sum of ranks, only the ends have not."""
+    sampler = CmaEsSampler(
+        problem_of(2, n_objectives=2), seed=1, weights=[1, 1], scalarization=scalarization
+    )
+    for _ in range(40):
+        asked = generation_of(sampler)
+        for candidate in asked:
+            u = np.array(candidate.u)
+            sampler.tell(candidate, [((u - 0.3) ** 2).mean(), 1e6 * ((u - 0.7) ** 2).mean()])
+    assert np.mean([candidate.u for candidate in asked]) == pytest.approx(0.5, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "sep"}, "variant of cma_es is one of auto, full, separable"),
+        ({"variant": None}, "variant of cma_es is one of"),
+        ({"variant": "margin"}, "margin is for bits and choices, but all dimensions are real"),
+        ({"restarts": "no"}, "restarts must be true or false"),
+        ({"scalarization": "sum"}, "a scalarization is one of"),
+    ],
+)
+def test_unusable_variants_are_refused_with_a_remedy(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CmaEsSampler(problem_of(2), **{"seed": 1, **options})
