@@ -31,10 +31,25 @@ SAMPLES_FIRST = ("bayesian_map", "map")
 SLOW = ("gaussian_process",)
 """A proposal takes half a second and more: shorter runs."""
 
-PROBLEMS_OF_SLOW = (
-    "2 binary, 6 objectives",
+PROBLEMS_OF = {
+    "gaussian_process": (
+        "2 binary, 6 objectives",
+        "5 real, 2 binary and 2 categorical, 2 objectives",
+        "1 categorical, 1 objective",
+    ),
+    "surrogate": (
+        "2 real, 2 objectives",
+        "2 binary, 6 objectives",
+        "5 real, 2 binary and 2 categorical, 2 objectives",
+        "64 real, 1 objective",
+        "1 categorical, 1 objective",
+    ),
+}
+"""Where a proposal takes long, not all."""
+
+PROBLEMS_OF_SEVERAL_KINDS = (
+    "2 real, 2 objectives",
     "5 real, 2 binary and 2 categorical, 2 objectives",
-    "1 categorical, 1 objective",
 )
 
 ONE_LOSS = ("cma_es", "genetic", "greedy")
@@ -127,9 +142,14 @@ def drive(
     return asked
 
 
+AT_MOST = {"gaussian_process": 18, "surrogate": 26, "tpe": 40}
+"""Where a proposal takes long: few beyond the start (of 16 and 8), or beyond the first checks of
+the models (at 24)."""
+
+
 def n_of(name: str, n: int) -> int:
-    """How many candidates a test drives: few beyond the start of 16 where each takes long."""
-    return min(n, 18) if name in SLOW else n
+    """How many candidates a test drives."""
+    return min(n, AT_MOST.get(name, n))
 
 
 def workers_of(name: str) -> int:
@@ -145,7 +165,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=list(PROBLEMS))
 def problem(request: pytest.FixtureRequest, name: str) -> Problem:
     problem = PROBLEMS[request.param]
-    if name in SLOW and request.param not in PROBLEMS_OF_SLOW:
+    if request.param not in PROBLEMS_OF.get(name, PROBLEMS):
         pytest.skip("slow")
     skip_unless_promised(name, problem.n_objectives)
     return problem
@@ -246,8 +266,8 @@ def digest_of_runs(name: str) -> str:
     from evomerge.datatypes import digest_of
 
     problems = [p for p in PROBLEMS.values() if p.n_objectives >= MIN_OBJECTIVES.get(name, 1)]
-    if name in SLOW:
-        problems = problems[1:2]
+    if name in PROBLEMS_OF:
+        problems = [PROBLEMS[label] for label in PROBLEMS_OF_SEVERAL_KINDS]
     runs = [
         drive(build(name, p), n_of(name, 60), spheres(p), at_most_pending=workers_of(name))
         for p in problems

@@ -107,7 +107,10 @@ class SampledImprovement:
 
     def _reach(self, gains: FloatArray) -> FloatArray:
         """Shape `(n, n_directions)` of `(n, n_objectives)` gains on the reference."""
-        return np.asarray((gains[:, None, :] * self._inverse[None]).min(axis=2))
+        reached = gains[:, 0, None] * self._inverse[:, 0]
+        for i in range(1, gains.shape[1]):  # ten times faster than a minimum over the last axis
+            np.minimum(reached, gains[:, i, None] * self._inverse[:, i], out=reached)
+        return np.asarray(reached)
 
     def value(self, mean: FloatArray, variance: FloatArray) -> FloatArray:
         """Shape `(n,)`."""

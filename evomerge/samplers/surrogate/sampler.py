@@ -122,7 +122,7 @@ class SurrogateSampler(HistoryBased):
         on_front = pareto.non_dominated(means)
         improvement = improvement_over(means[on_front], self._reference(view), rng)
         points = pool(self._problem, self._kinds, known[on_front], POOL, rng)
-        points = np.array([proposal(point, self._kinds) for point in points])
+        points = _distinct([proposal(point, self._kinds) for point in points])
         points = _not_beside_failures(points, known, view.failed)
         return best_point(models, self._encoding, self._kinds, improvement, points, known)
 
@@ -215,6 +215,11 @@ def _rows(view: View, rows: NDArray[np.bool_]) -> View:
         standard_errors=view.standard_errors[rows],
         n_items=view.n_items[rows],
     )
+
+
+def _distinct(points: list[list[float]]) -> FloatArray:
+    """In their order; a space of a few bits has few."""
+    return np.array(list(dict.fromkeys(map(tuple, points))))
 
 
 def _not_beside_failures(points: FloatArray, known: FloatArray, failed: FloatArray) -> FloatArray:
