@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from evomerge.datatypes import FloatArray
 
-LENGTH = 0.5
+LENGTH = 0.35
 """Expected length scale in the unit cube, times the root of its dimensions (the mean distance of
 two points grows so): Hvarfner, Hellsten, Nardi 2024."""
 
