@@ -88,6 +88,11 @@ class Logit:
             return cls(0.0)
         return None
 
+    @property
+    def worst(self) -> float:
+        """The loss of a share of nothing."""
+        return self._offset + 1.0
+
     def share(self, losses: FloatArray) -> FloatArray:
         """How large a part of the way from best to worst a loss is, strictly inside (0, 1)."""
         return np.clip(losses - self._offset, EDGE, 1.0 - EDGE)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import rankdata
 
+from evomerge import pareto
 from evomerge.datatypes import FloatArray
 from evomerge.samplers.surrogate.links import Identity, Link, Logit, Moments
 from evomerge.samplers.surrogate.regression import (
@@ -83,6 +84,17 @@ class Choice:
     scale: float
 
 
+def without_collapses(losses: FloatArray) -> FloatArray:
+    """Losses `(n, n_objectives)` cut where a collapse begins, so that it spoils no model.
+
+    What a trade-off of the front costs is no collapse, however much it is.
+    """
+    median, best = np.median(losses, axis=0), losses.min(axis=0)
+    on_front = losses[pareto.non_dominated(losses)].max(axis=0)
+    most = np.maximum(median + WORST * np.maximum(median - best, 1e-12), on_front)
+    return np.asarray(np.minimum(losses, most))
+
+
 def choose(
     X: FloatArray, observed: Observed, log_scales: FloatArray, forms: Sequence[str]
 ) -> Choice:
@@ -133,7 +145,7 @@ class Model:
         """
         f, _ = self._process.predict(self._X)
         p = np.clip(expit(f), 1e-4, 1.0 - 1e-4)
-        y = link.share(_bounded(self._observed.losses))
+        y = link.share(self._observed.losses)
         weight = p * (1.0 - p)
         n = _effective_items(y, self._observed)
         self._z, self._noise = f + (y - p) / weight, 1.0 / (n * weight)
@@ -171,7 +183,7 @@ class Model:
 
     def quality(self) -> Quality:
         """From leaving each point out; hyperparameters stay."""
-        link, losses = self._choice.link, _bounded(self._observed.losses)
+        link, losses = self._choice.link, self._observed.losses
         mean, variance, noise = self._process.leave_one_out()
         total = variance + noise
         z = link.latent(losses)
@@ -205,14 +217,8 @@ def _link(form: str, losses: FloatArray) -> Link | None:
     return Logit.fitting(losses) if form.startswith("logit") else Identity()
 
 
-def _bounded(losses: FloatArray) -> FloatArray:
-    """Losses without the depth of collapses."""
-    median, best = float(np.median(losses)), float(losses.min())
-    return np.minimum(losses, median + WORST * max(median - best, 1e-12))
-
-
 def _latent(link: Link, observed: Observed) -> tuple[FloatArray, Noise]:
-    losses = _bounded(observed.losses)
+    losses = observed.losses
     z = link.latent(losses)
     errors = observed.standard_errors
     if np.isnan(errors).any():

@@ -16,7 +16,16 @@ from evomerge.samplers.surrogate.ascent import POOL, best_point, pool
 from evomerge.samplers.surrogate.encoding import Encoding
 from evomerge.samplers.surrogate.evolution import child
 from evomerge.samplers.surrogate.improvement import improvement_over
-from evomerge.samplers.surrogate.models import FORMS, Choice, Model, Observed, Quality, choose
+from evomerge.samplers.surrogate.links import Logit
+from evomerge.samplers.surrogate.models import (
+    FORMS,
+    Choice,
+    Model,
+    Observed,
+    Quality,
+    choose,
+    without_collapses,
+)
 
 START = 8
 """Points of the centred design before the first model."""
@@ -140,10 +149,16 @@ class SurrogateSampler(HistoryBased):
         return self._choices[1]
 
     def _reference(self, view: View) -> FloatArray:
-        """A little worse than the worst of the start: what is worse than that gains nothing."""
+        """A little worse than the worst of the start: what is worse than that gains nothing.
+
+        A share of nothing is the end: what trades all of one objective away gains nothing either.
+        """
         start = view.losses[: len(self._start)]
         worst, best = start.max(axis=0), view.losses.min(axis=0)
-        return np.asarray(worst + np.maximum(REFERENCE * (worst - best), 1e-9))
+        reference = worst + np.maximum(REFERENCE * (worst - best), 1e-9)
+        links = [Logit.fitting(column) for column in view.losses.T]
+        ends = [np.inf if link is None else link.worst for link in links]
+        return np.asarray(np.minimum(reference, ends))
 
     def _wander(self, rng: np.random.Generator) -> FloatArray:
         """Around the centre, farther than the start."""
@@ -178,9 +193,10 @@ def _squarable(view: View) -> View:
 
 
 def _observed(view: View) -> list[Observed]:
+    losses = without_collapses(view.losses)
     return [
-        Observed(view.losses[:, i], view.standard_errors[:, i], view.n_items[:, i].astype(float))
-        for i in range(view.losses.shape[1])
+        Observed(losses[:, i], view.standard_errors[:, i], view.n_items[:, i].astype(float))
+        for i in range(losses.shape[1])
     ]
 
 
