@@ -11,6 +11,10 @@ SAMPLERS: dict[str, str] = {
     "nsga3": "evomerge.samplers.nsga3:Nsga3Sampler",
     "moead": "evomerge.samplers.moead:MoeadSampler",
     "genetic": "evomerge.samplers.genetic:GeneticSampler",
+    "genome": "evomerge.samplers.genome:GenomeSampler",
+    "model_swarms": "evomerge.samplers.model_swarms:ModelSwarmsSampler",
+    "lorahub": "evomerge.samplers.lorahub:LorahubSampler",
+    "evo_merging": "evomerge.samplers.evo_merging:EvoMergingSampler",
     "greedy": "evomerge.samplers.greedy:GreedySampler",
     "tpe": "evomerge.samplers.tpe:TpeSampler",
     "gaussian_process": "evomerge.samplers.gaussian_process:GaussianProcessSampler",
@@ -18,6 +22,7 @@ SAMPLERS: dict[str, str] = {
     "cycle_qd": "evomerge.samplers.cycle_qd:CycleQdSampler",
     "map_elites": "evomerge.samplers.map_elites:MapElitesSampler",
     "map": "evomerge.samplers.map.one_shot:MapSampler",
+    "nested_map": "evomerge.samplers.map.nested:NestedMapSampler",
     "bayesian_map": "evomerge.samplers.map.bayesian:BayesianMapSampler",
 }
 """Short name -> import path of every sampler that comes with evomerge."""

@@ -44,7 +44,8 @@ def attraction(
         `(n_members,)`, 0 for the first parent; all 0 if nobody knows anything that it does not.
     """
     won = _won(S, alpha, capacities)
-    return np.asarray(np.maximum(won - won[first], 0.0).sum(axis=1))
+    won -= won[first].copy()  # in place: fresh memory for each step took three times as long
+    return np.asarray(np.maximum(won, 0.0, out=won).sum(axis=1))
 
 
 def slerp(a: FloatArray, b: FloatArray, t: float | FloatArray) -> FloatArray:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,17 @@ PROBLEMS_OF_SEVERAL_KINDS = (
     "5 real, 2 binary and 2 categorical, 2 objectives",
 )
 
-ONE_LOSS = ("cma_es", "genetic", "greedy")
+ONE_LOSS = ("cma_es", "evo_merging", "genetic", "genome", "greedy", "lorahub", "model_swarms")
 """They take one loss or weights."""
+
+NEEDS_EXPERTS = ("evo_merging", "lorahub", "nested_map")
+"""Their problems know the base, the experts and whom they move."""
+
+MIN_DIMENSIONS = {"nested_map": 2}
+"""It needs two experts, each of which moves a dimension."""
+
+CHARGES = ("evo_merging", "lorahub")
+"""They charge for coefficients."""
 
 MIN_OBJECTIVES = {"cycle_qd": 2, "map_elites": 2, "moead": 2, "nsga3": 2}
 """Samplers of trade-offs refuse problems without any."""
@@ -93,9 +103,31 @@ PROBLEMS = {
 }
 
 
+def with_experts(problem: Problem) -> Problem:
+    """The base at one end of all dimensions, and up to three experts at the other end of theirs."""
+    d = len(problem.dimensions)
+    owners = tuple(3 * i // d if d >= 3 else i for i in range(d))
+    ends = [
+        (one.position(0), one.position(1)) if one.kind == "categorical" else (0.0, 1.0)
+        for one in problem.dimensions
+    ]
+    experts = [
+        tuple(end[owner == k] for end, owner in zip(ends, owners, strict=True))
+        for k in range(max(owners) + 1)
+    ]
+    origin = tuple(base for base, _ in ends)
+    return replace(problem, origin=origin, experts=tuple(experts), owners=owners)
+
+
 def build(name: str, problem: Problem, seed: int = 7) -> Any:
-    weights = {"weights": [1.0] * problem.n_objectives} if name in ONE_LOSS else {}
-    return resolve(SAMPLERS[name])(problem, seed=seed, **weights)
+    options: dict[str, Any] = {}
+    if name in ONE_LOSS:
+        options["weights"] = [1.0] * problem.n_objectives
+    if name in NEEDS_EXPERTS:
+        problem = with_experts(problem)
+    if name in CHARGES:
+        options["regularization"] = 0.005  # in units of losses that are hundredths here
+    return resolve(SAMPLERS[name])(problem, seed=seed, **options)
 
 
 def spheres(problem: Problem) -> Loss:
@@ -167,8 +199,14 @@ def problem(request: pytest.FixtureRequest, name: str) -> Problem:
     problem = PROBLEMS[request.param]
     if request.param not in PROBLEMS_OF.get(name, PROBLEMS):
         pytest.skip("slow")
-    skip_unless_promised(name, problem.n_objectives)
+    if not is_promised(name, problem):
+        pytest.skip("it is refused")
     return problem
+
+
+def is_promised(name: str, problem: Problem) -> bool:
+    enough = len(problem.dimensions) >= MIN_DIMENSIONS.get(name, 1)
+    return enough and problem.n_objectives >= MIN_OBJECTIVES.get(name, 1)
 
 
 def skip_unless_promised(name: str, n_objectives: int) -> None:
@@ -265,7 +303,7 @@ def test_another_process_on_another_processor_asks_the_same(name: str) -> None:
 def digest_of_runs(name: str) -> str:
     from evomerge.datatypes import digest_of
 
-    problems = [p for p in PROBLEMS.values() if p.n_objectives >= MIN_OBJECTIVES.get(name, 1)]
+    problems = [p for p in PROBLEMS.values() if is_promised(name, p)]
     if name in PROBLEMS_OF:
         problems = [PROBLEMS[label] for label in PROBLEMS_OF_SEVERAL_KINDS]
     runs = [
