@@ -52,6 +52,4 @@ def auto(problem: Problem) -> tuple[str, str]:
     why = f"{budget} evaluations in {d} dimensions are too many for a surrogate"
     if m == 1:
         return "cma_es", f"{why}; {goals}: CMA-ES adapts its steps to the problem"
-    if m <= 3:
-        return "nsga2", f"{why}; {goals}: NSGA-II spreads over the Pareto front"
-    return "nsga3", f"{why}; {goals}: NSGA-III keeps directions apart where most is non-dominated"
+    return "m2n2", f"{why}; {goals}: M2N2 keeps merges that are good at different items or tasks"

@@ -36,7 +36,7 @@ class LorahubSampler(RegularizedCmaEs):
             seed: of everything random.
             population: candidates of a generation of CMA-ES; its own default if left out.
             sigma: initial standard deviation, as a share of the range of a coefficient: .05 of a
-                range of 3 is better than twice as much for pools of 8 and 20 experts (measured).
+                range of 3 is better than twice as much for pools of 8 and 20 experts (LOG.md).
             bound: largest magnitude of a coefficient, where the space reaches so far.
             regularization: what a mean magnitude of 1 costs, in units of the (scalarized) loss,
                 which is a mean over items: it does not depend on how many there are.

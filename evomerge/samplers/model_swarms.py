@@ -58,7 +58,7 @@ class ModelSwarmsSampler(PopulationBased):
             step: share of the velocity that is flown in generation 1; later ones have .95 of the
                 step before, and .1 at least.
             repulsion: the phi of the worst. As published it is .3; in pools of 8 and 20 experts .1
-                came nearer to the best merge with 40 to 400 evaluations (measured).
+                came nearer to the best merge with 40 to 400 evaluations (LOG.md).
             weights: of the objectives, in their order or by name; only their ratios matter.
             scalarization: `weighted`, `tchebycheff` or `percentile`.
 

@@ -36,7 +36,7 @@ def test_every_sampler_has_its_row(name: str) -> None:
     parameters = inspect.signature(resolve(SAMPLERS[name])).parameters.values()
     own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"]
     assert options == ", ".join(written(p.name, p.default) for p in own)
-    assert (objectives == "1, or weights") == ("weights" in [p.name for p in own])
+    assert (objectives == "1, or weights") == ("scalarization" in [p.name for p in own])
     assert (objectives == "2 or more") == refuses_one_objective(name)
 
 

@@ -28,6 +28,9 @@ FINAL = 8
 TURN = 0.2
 """Probability at most with which a bit or choice is no side's, and in the end not the best's."""
 
+EVEN = 0.3
+"""How much of even preferences is mixed into every other one: no expert is given up for little."""
+
 _TRIES = 20
 
 
@@ -186,13 +189,15 @@ class NestedMapSampler:
         assert self._tasks is not None
         (root,) = self._open
         m = self._problem.n_objectives
-        directions = reference_directions(m, 4 * FINAL) if m > 1 else np.ones((1, 1))
+        directions = np.ones((1, m))  # the preferences as they are, then more of each
+        if m > 1:
+            directions = np.vstack([directions / m, reference_directions(m, 4 * FINAL)])
         points = []
         for i in range(FINAL):
             turn = self._n_final + i
             drawn = rng.dirichlet(np.ones(m))
             w = directions[turn] if turn < len(directions) else drawn
-            w = (w + 0.05) * self._weights
+            w = (w + EVEN / m) * self._weights
             w = w / w.sum()
             x = root.for_preferences(w, self._tasks, self._origin)
             others = self._varied(w, rng)
