@@ -1,4 +1,4 @@
-"""MAP: fit a quadratic per objective once, then spend the budget on the predicted front."""
+"""MAP: fit a quadratic per objective to a design, then spend the budget on the predicted front."""
 
 from dataclasses import replace
 
@@ -37,6 +37,9 @@ PUBLISHED = Settings(survival="reference_points")
 class MapSampler(HistoryBased):
     """Samples a design, fits quadratics, then evaluates their front, spread evenly.
 
+    The front's merges teach the quadratics, too, whenever an eighth more is known: on T0 the front
+    has .813 of hypervolume after 60 evaluations, .805 without (LOG.md). `refit: false` is one shot.
+
     The design: the anchors, base and experts alone where the problem knows them, and a Latin
     hypercube around the first anchor; bits and choices vary as in the centred design. The front is
     searched in the box of what was sampled: farther out a quadratic says nothing (on the
@@ -55,7 +58,7 @@ class MapSampler(HistoryBased):
         seed: int,
         samples: int | None = None,
         parity: bool = False,
-        refit: bool = False,
+        refit: bool | None = None,
     ) -> None:
         """Lay out the design.
 
@@ -65,14 +68,15 @@ class MapSampler(HistoryBased):
             samples: Merges that the quadratics are fitted to; by default twice as many as a
                 quadratic has parameters, but at most half the budget.
             parity: Sample, fit and search as published.
-            refit: Learn from the evaluated front, too, and search it anew.
+            refit: Learn from the evaluated front, too, and search it anew; left out, it is true
+                except with `parity`.
 
         Raises:
             ConfigError: An option is of another kind, or there are too many dimensions.
         """
         self._n_samples = checked_samples("map", problem, samples)
         self._parity = checked_flag("map", "parity", parity)
-        self._refit = checked_flag("map", "refit", refit)
+        self._refit = not parity if refit is None else checked_flag("map", "refit", refit)
         super().__init__(problem, seed=seed, n_start=1)
         self._coordinates = Coordinates(problem)
         self._start = self._design(self._n_samples)
@@ -92,8 +96,7 @@ class MapSampler(HistoryBased):
         learnt = view.ids >= 0 if self._refit else view.ids < self._n_samples
         if not learnt.any():
             return self._anywhere(rng)
-        known = rows_of(view, learnt)
-        surrogates = self._fitted(known)
+        surrogates = self._fitted(rows_of(view, learnt & self._is_time(learnt)))
         points, losses = self._front
         fresh = np.array([tuple(point) not in self._proposed for point in points.tolist()])
         if not fresh.any():
@@ -109,6 +112,13 @@ class MapSampler(HistoryBased):
         taken = surrogates.losses(asked)
         gaps = np.linalg.norm(losses[:, None, :] - taken[None, :, :], axis=2).min(axis=1)
         return np.asarray(points[np.argmax(gaps)])
+
+    def _is_time(self, learnt: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the successes count already: fits are made at an eighth more each time."""
+        n = self._n_samples
+        while (following := max(n + 1, n * 9 // 8)) <= learnt.sum():
+            n = following
+        return np.cumsum(learnt) <= n
 
     def _fitted(self, known: View) -> Surrogates:
         key = tuple(known.ids.tolist())
