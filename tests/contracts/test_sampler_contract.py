@@ -174,7 +174,7 @@ def drive(
     return asked
 
 
-AT_MOST = {"gaussian_process": 18, "surrogate": 26, "tpe": 40}
+AT_MOST = {"bayesian_map": 64, "gaussian_process": 18, "map": 64, "surrogate": 26, "tpe": 40}
 """Where a proposal takes long: few beyond the start (of 16 and 8), or beyond the first checks of
 the models (at 24)."""
 
