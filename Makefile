@@ -13,8 +13,12 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(READY)
 	$(BIN)/evomerge demo --folder demo
 
+# What starts Ray, kills processes or measures memory and time runs alone, everything else on all cores.
+ALONE := ray or browser or wheel or slow
+
 test: lint browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ($(ALONE))" --numprocesses auto --maxprocesses 8
+	$(BIN)/python -m pytest -m "$(ALONE)"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -33,6 +33,24 @@ SLOW = ("gaussian_process",)
 """A proposal takes half a second and more: shorter runs."""
 
 PROBLEMS_OF = {
+    "bayesian_map": (
+        "2 real, 2 objectives",
+        "24 real, 3 objectives",
+        "5 real, 2 binary and 2 categorical, 2 objectives",
+    ),
+    "map": (
+        "1 categorical, 1 objective",
+        "2 real, 2 objectives",
+        "24 real, 3 objectives",
+        "5 real, 2 binary and 2 categorical, 2 objectives",
+    ),
+    "tpe": (
+        "2 real, 2 objectives",
+        "24 real, 3 objectives",
+        "2 binary, 6 objectives",
+        "5 real, 2 binary and 2 categorical, 2 objectives",
+        "1 categorical, 1 objective",
+    ),
     "gaussian_process": (
         "2 binary, 6 objectives",
         "5 real, 2 binary and 2 categorical, 2 objectives",
@@ -42,7 +60,6 @@ PROBLEMS_OF = {
         "2 real, 2 objectives",
         "2 binary, 6 objectives",
         "5 real, 2 binary and 2 categorical, 2 objectives",
-        "64 real, 1 objective",
         "1 categorical, 1 objective",
     ),
 }
@@ -174,7 +191,7 @@ def drive(
     return asked
 
 
-AT_MOST = {"bayesian_map": 64, "gaussian_process": 18, "map": 64, "surrogate": 26, "tpe": 40}
+AT_MOST = {"bayesian_map": 64, "gaussian_process": 18, "map": 64, "surrogate": 25, "tpe": 40}
 """Where a proposal takes long: few beyond the start (of 16 and 8), or beyond the first checks of
 the models (at 24)."""
 
@@ -257,7 +274,8 @@ def test_order_of_tells_does_not_matter(name: str, problem: Problem) -> None:
     n, loss, workers = n_of(name, 90), spheres(problem), workers_of(name)
     shuffled = random.Random(3)
     expected = drive(build(name, problem), n, loss, at_most_pending=workers)
-    for order in (lambda p: p[::-1], lambda p: shuffled.sample(p, len(p))):
+    orders = [lambda p: shuffled.sample(p, len(p)), lambda p: p[::-1]]
+    for order in orders[: 1 if name in AT_MOST else 2]:
         assert drive(build(name, problem), n, loss, order, workers) == expected
 
 
