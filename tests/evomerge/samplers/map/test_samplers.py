@@ -88,7 +88,7 @@ def test_reference_points_are_the_published_ones(n_objectives: int, n_points: in
     assert len(points) == n_points
     np.testing.assert_allclose(points.sum(axis=1), 1.0)
     if n_objectives == 2:
-        wanted = [[0, 1], [0.25, 0.75], [0.5, 0.5], [0.75, 0.25], [1, 0]]
+        wanted = np.array([[0.0, 1.0], [0.25, 0.75], [0.5, 0.5], [0.75, 0.25], [1.0, 0.0]])
         np.testing.assert_allclose(points, wanted)
 
 
@@ -96,7 +96,7 @@ def test_survivors_keep_the_ends_of_the_front() -> None:
     losses = np.array([[0.0, 1.0], [0.1, 0.8], [0.11, 0.79], [1.0, 0.0], [1.0, 1.0]])
     assert np.isinf(crowding_distances(losses[:4])[[0, 3]]).all()
     for survival in ("crowding", "reference_points"):
-        assert {0, 3} <= set(survivors(losses, 3, survival).tolist())  # type: ignore[arg-type]  # both are
+        assert {0, 3} <= set(survivors(losses, 3, survival).tolist())
 
 
 # the published reference points are five with two objectives: a coarse front
@@ -117,10 +117,13 @@ def test_the_search_covers_a_known_front(survival: Any, share: float) -> None:
     assert hypervolume(losses, [1.0, 1.0]) > share * 5.0 / 6.0
 
 
-def test_the_design_begins_with_anchors_base_and_experts() -> None:
+def test_the_design_fills_the_box_after_the_anchors_and_leaves_base_and_experts_out() -> None:
     sampler = MapSampler(pair(40), seed=1)
-    first = [sampler.ask().u for _ in range(5)]
-    assert first == [(0.5, 0.5), (0.3, 0.3), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
+    first = [sampler.ask().u for _ in range(12)]
+    assert first[:2] == [(0.5, 0.5), (0.3, 0.3)]
+    assert not {(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)} & set(first)
+    strata = np.floor(10.0 * np.array(first[2:])).astype(np.int64)
+    assert (np.sort(strata, axis=0) == np.arange(10)[:, None]).all()
 
 
 def test_parity_samples_the_published_grid_after_the_anchors() -> None:
@@ -134,12 +137,15 @@ def test_parity_samples_the_published_grid_after_the_anchors() -> None:
 
 # reference: .8037, sd .009, by least squares, .8085, sd .003, by the binomial fit, .8092 at random
 @pytest.mark.parametrize(
-    ("options", "least"), [({}, 0.811), ({"refit": False}, 0.795), ({"parity": True}, 0.795)]
+    ("options", "n_seeds", "least"),
+    [({}, 3, 0.811), ({"refit": False}, 10, 0.8085), ({"parity": True}, 3, 0.795)],
 )
-def test_the_evaluated_front_on_a_real_merge(options: dict[str, Any], least: float) -> None:
+def test_the_evaluated_front_on_a_real_merge(
+    options: dict[str, Any], n_seeds: int, least: float
+) -> None:
     """T0 at 20 samples and 40 of the predicted front."""
     found = []
-    for seed in range(3):
+    for seed in range(n_seeds):
         sampler = MapSampler(pair(60), seed=seed, samples=20, **options)
         points, losses = searched(sampler, 60, T0())
         assert len(np.unique(points, axis=0)) == 60
@@ -153,7 +159,7 @@ def test_bayesian_map_on_a_real_merge() -> None:
         sampler = BayesianMapSampler(pair(60), seed=seed, samples=20)
         _, losses = searched(sampler, 60, T0())
         found.append(hypervolume(losses, [0.0, 0.0]))
-    assert np.mean(found) >= 0.8085 - 0.006
+    assert np.mean(found) >= 0.8085
 
 
 def test_the_front_is_spread_and_stays_in_the_sampled_box() -> None:
