@@ -1,15 +1,16 @@
 """The frame of samplers that breed a generation from an archive of what was found so far."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
+from evomerge.datatypes import FloatArray, Problem
 from evomerge.errors import ConfigError
 from evomerge.samplers.design import SPREAD, Kinds, centred_design, proposal
-from evomerge.samplers.ledger import Ledger, Told
+from evomerge.samplers.generational import Generational, Point
+from evomerge.samplers.ledger import Told
 from evomerge.samplers.options import is_number
 from evomerge.samplers.variation import mutated
 
@@ -20,7 +21,7 @@ _TRIES = 20
 """How often a child is bred again that was proposed before, until it is let through."""
 
 
-class ArchiveBased(ABC):
+class ArchiveBased(Generational):
     """Generation 0 are the known-good merges; each later one is bred from the archive, then told.
 
     Generation 0: the anchors, the experts alone where the problem knows them, then the centred
@@ -46,44 +47,15 @@ class ArchiveBased(ABC):
         self._kinds = Kinds.of(problem)
         self._seed = seed
         self._size = generation or min(max(problem.budget // 25, 4), 32)
-        self._ledger = Ledger(problem.n_objectives)
-        self._generation = 0
         self._experts = [
             tuple(proposal(np.array(point, dtype=np.float64), self._kinds))
             for point in problem.experts
         ]
-        self._upcoming = self._start()
-        self._n_current = len(self._upcoming)
+        super().__init__(problem.n_objectives, self._start())
         self._proposed = set(self._upcoming)
 
-    @property
-    def generation_size(self) -> int:
-        """How many candidates are asked for before the next generation is made."""
-        return self._n_current
-
-    def ask(self) -> Candidate | None:
-        """The next candidate, or None while a wholly asked generation is not wholly told."""
-        if not self._upcoming:
-            return None
-        return self._ledger.ask(self._generation, self._upcoming.pop(0))
-
-    def tell(
-        self,
-        candidate: Candidate,
-        losses: Sequence[float] | None,
-        evidence: Evidence | None = None,
-    ) -> None:
-        """Take in losses; the last of a generation breeds the next one.
-
-        Raises:
-            ValueError: the candidate is not pending or its losses are not finite.
-        """
-        self._ledger.tell(candidate, losses, evidence)
-        if not self._upcoming and self._ledger.n_pending == 0:
-            told = self._ledger.close_generation()
-            self._learn([one for one in told if one.losses is not None])
-            self._generation += 1
-            self._breed()
+    def _take(self, generation: Sequence[Told]) -> None:
+        self._learn([told for told in generation if told.losses is not None])
 
     @abstractmethod
     def _learn(self, generation: Sequence[Told]) -> None:
@@ -93,7 +65,7 @@ class ArchiveBased(ABC):
     def _child(self, rng: np.random.Generator) -> FloatArray | None:
         """Breed a point, shape `(n_dimensions,)`; None from an empty archive."""
 
-    def _start(self) -> list[tuple[float, ...]]:
+    def _start(self) -> list[Point]:
         known = list(dict.fromkeys(tuple(map(float, anchor)) for anchor in self._problem.anchors))
         n_anchors = len(known)
         written = {tuple(proposal(np.array(anchor), self._kinds)) for anchor in known}
@@ -103,8 +75,9 @@ class ArchiveBased(ABC):
         points = known + [tuple(row) for row in design[n_anchors:]]
         return list(dict.fromkeys(points))[:n]
 
-    def _breed(self) -> None:
+    def _breed(self) -> list[Point]:
         rng = np.random.default_rng([self._seed, 0xA5C, self._generation])
+        children: list[Point] = []
         for _ in range(self._size):
             for _ in range(_TRIES):
                 child = self._child(rng)
@@ -116,9 +89,9 @@ class ArchiveBased(ABC):
                 u = tuple(proposal(child, self._kinds))
                 if u not in self._proposed:
                     break
-            self._upcoming.append(u)
+            children.append(u)
             self._proposed.add(u)
-        self._n_current = len(self._upcoming)
+        return children
 
 
 def checked_range(

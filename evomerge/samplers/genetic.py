@@ -83,7 +83,7 @@ class GeneticSampler(PopulationBased):
         rows = [tuple(row) for row in design.tolist()]
         return (list(dict.fromkeys(rows)) + rows)[:n]
 
-    def _select(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         no_losses = (0.0,) * self._F.shape[1]
         X = np.concatenate([self._X, [told.candidate.u for told in generation]])
         F = np.concatenate([self._F, [told.losses or no_losses for told in generation]])

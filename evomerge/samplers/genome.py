@@ -115,7 +115,7 @@ class GenomeSampler(PopulationBased):
     def _start(self, problem: Problem, n: int) -> list[tuple[float, ...]]:
         return [tuple(row) for row in pool_start(problem, n, self._seed).tolist()]
 
-    def _select(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         pool = list(self._members)
         for place, told in enumerate(generation):
             x = np.array(told.candidate.u)

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
+from evomerge.datatypes import FloatArray, Problem
 from evomerge.samplers.design import Kinds, centred_design, proposal
-from evomerge.samplers.ledger import Ledger, Told
+from evomerge.samplers.generational import Generational, Point
+from evomerge.samplers.ledger import Told
 from evomerge.samplers.scalarization import scalarizer
 
 N_DRAWN = 12
@@ -23,7 +24,7 @@ SMALLEST_STEP = 1.0 / 512.0
 """Share of the way below which a step hardly changes a model: then the rounds begin again."""
 
 
-class GreedySampler:
+class GreedySampler(Generational):
     """Minimises one loss, or a scalarization of several, by moving one incumbent.
 
     Generation 0 is the anchors, the experts alone and the base. The best of it is the incumbent. A
@@ -59,52 +60,20 @@ class GreedySampler:
         self._scalarizer = scalarizer(problem, weights, scalarization, sampler="greedy")
         self._kinds = Kinds.of(problem)
         self._seed = seed
-        self._ledger = Ledger(problem.n_objectives)
         ends = [*problem.experts, *([] if problem.origin is None else [problem.origin])]
         # without experts the base alone would be the only way to go
         self._vertices = np.array(ends if problem.experts else [], dtype=np.float64)
         written = [tuple(proposal(np.array(end, dtype=np.float64), self._kinds)) for end in ends]
         n_start = 0 if problem.experts else N_START
         design = centred_design(problem, max(n_start, len(set(problem.anchors))), seed).tolist()
-        self._upcoming = list(dict.fromkeys([*map(tuple, design), *written]))
-        self._n_current = len(self._upcoming)
-        self._generation = 0
+        super().__init__(problem.n_objectives, list(dict.fromkeys([*map(tuple, design), *written])))
         self._n_improvements = 0
         self._n_halvings = 0
         self._incumbent: tuple[FloatArray, tuple[float, ...]] | None = None
         self._fallback = np.array(problem.anchors[0], dtype=np.float64)
         self._history: list[tuple[float, ...]] = []
 
-    @property
-    def generation_size(self) -> int:
-        """How many candidates are asked for before the next generation is made."""
-        return self._n_current
-
-    def ask(self) -> Candidate | None:
-        """The next candidate, or None while a wholly asked generation is not wholly told."""
-        if not self._upcoming:
-            return None
-        return self._ledger.ask(self._generation, self._upcoming.pop(0))
-
-    def tell(
-        self,
-        candidate: Candidate,
-        losses: Sequence[float] | None,
-        evidence: Evidence | None = None,
-    ) -> None:
-        """Take in losses; the last of a generation moves the incumbent.
-
-        Raises:
-            ValueError: the candidate is not pending or its losses are not finite.
-        """
-        self._ledger.tell(candidate, losses, evidence)
-        if not self._upcoming and self._ledger.n_pending == 0:
-            self._learn(self._ledger.close_generation())
-            self._generation += 1
-            self._upcoming = self._moves()
-            self._n_current = len(self._upcoming)
-
-    def _learn(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         rows = [
             (np.array(told.candidate.u, dtype=np.float64), told.losses)
             for told in generation
@@ -131,7 +100,7 @@ class GreedySampler:
         """Share of the way to a vertex; round 1 has no step of 1, which would forget all."""
         return 2.0 / (self._n_improvements + 3.0) / 2.0**self._n_halvings
 
-    def _moves(self) -> list[tuple[float, ...]]:
+    def _breed(self) -> list[Point]:
         rng = np.random.default_rng([self._seed, 0x62EED, self._generation])
         x = self._fallback if self._incumbent is None else self._incumbent[0]
         vertices = self._vertices if len(self._vertices) else rng.random((N_DRAWN, len(x)))

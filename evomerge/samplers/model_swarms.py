@@ -85,7 +85,7 @@ class ModelSwarmsSampler(PopulationBased):
     def _start(self, problem: Problem, n: int) -> list[tuple[float, ...]]:
         return [tuple(row) for row in pool_start(problem, n, self._seed).tolist()]
 
-    def _select(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         X = np.array([told.candidate.u for told in generation])
         if self._generation == 0:  # each flies towards another
             rng = np.random.default_rng([self._seed, 0x5BA4])

@@ -84,7 +84,7 @@ class MoeadSampler(PopulationBased):
         self._ideal = np.full(problem.n_objectives, np.inf)
         super().__init__(problem, seed=seed, first_generation=size, generation=n)
 
-    def _select(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         told = [(t.candidate.u, t.losses) for t in generation if t.losses is not None]
         if told:
             self._ideal = np.minimum(self._ideal, np.min([losses for _, losses in told], axis=0))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
+from evomerge.datatypes import FloatArray, Problem
 from evomerge.samplers.design import Kinds, centred_design
-from evomerge.samplers.ledger import Ledger, Told
+from evomerge.samplers.generational import Generational, Point
+from evomerge.samplers.ledger import Told
 from evomerge.samplers.options import checked_population
 from evomerge.samplers.recombination import Recombination
 
@@ -19,7 +20,7 @@ PATIENCE = 20
 """Rounds of mating without a full generation of new points before repeats are let through."""
 
 
-class Nsga2Sampler:
+class Nsga2Sampler(Generational):
     """Minimises one or more losses at once; a generation is asked, told, and bred from.
 
     Generation 0 is the centred design. Real dimensions are varied by simulated binary crossover and
@@ -44,9 +45,6 @@ class Nsga2Sampler:
         size = checked_population("nsga2", population) or max(
             default_population(problem.budget), len(problem.anchors)
         )
-        self._size = size
-        self._ledger = Ledger(problem.n_objectives)
-        self._generation = 0
         self._unseen = _Unseen()
         self._algorithm = _algorithm(
             Kinds.of(problem),
@@ -55,45 +53,16 @@ class Nsga2Sampler:
             int(np.random.SeedSequence([seed, 0x452]).generate_state(1)[0]),
             self._unseen,
         )
-        self._breed()
+        super().__init__(problem.n_objectives, self._breed())
 
-    @property
-    def generation_size(self) -> int:
-        """How many candidates are asked for before the next generation is made."""
-        return self._size
-
-    def ask(self) -> Candidate | None:
-        """The next candidate, or None while a wholly asked generation is not wholly told."""
-        if not self._upcoming:
-            return None
-        return self._ledger.ask(self._generation, self._upcoming.pop(0))
-
-    def tell(
-        self,
-        candidate: Candidate,
-        losses: Sequence[float] | None,
-        evidence: Evidence | None = None,
-    ) -> None:
-        """Take in losses; the last of a generation breeds the next one.
-
-        Raises:
-            ValueError: the candidate is not pending or its losses are not finite.
-        """
-        self._ledger.tell(candidate, losses, evidence)
-        if not self._upcoming and self._ledger.n_pending == 0:
-            self._select(self._ledger.close_generation())
-            self._generation += 1
-            self._breed()
-
-    def _breed(self) -> None:
+    def _breed(self) -> list[Point]:
         self._unseen.rounds = 0
         self._infills = self._algorithm.ask()
-        self._upcoming: list[tuple[float, ...]] = [
-            tuple(row) for row in self._infills.get("X").tolist()
-        ]
-        self._unseen.proposed.update(self._upcoming)
+        points = [tuple(row) for row in self._infills.get("X").tolist()]
+        self._unseen.proposed.update(points)
+        return points
 
-    def _select(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         """Let pymoo choose the survivors; rows are in the order of asks, as ids are."""
         from pymoo.core.evaluator import Evaluator
         from pymoo.problems.static import StaticProblem

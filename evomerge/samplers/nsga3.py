@@ -72,7 +72,7 @@ class Nsga3Sampler(PopulationBased):
         self._population: _Population | None = None
         super().__init__(problem, seed=seed, first_generation=self._size, generation=self._size)
 
-    def _select(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
         no_losses = (0.0,) * self._directions.shape[1]

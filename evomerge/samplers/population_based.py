@@ -1,20 +1,21 @@
 """The frame of evolutionary algorithms: a generation is asked, told, selected from and bred."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
+from evomerge.datatypes import FloatArray, Problem
 from evomerge.samplers.design import Kinds, centred_design
-from evomerge.samplers.ledger import Ledger, Told
+from evomerge.samplers.generational import Generational, Point
+from evomerge.samplers.ledger import Told
 from evomerge.samplers.recombination import Recombination
 
 PATIENCE = 20
 """Rounds of breeding without a full generation of new points before repeats are let through."""
 
 
-class PopulationBased(ABC):
+class PopulationBased(Generational):
     """Generation 0 is the centred design; each later one is bred whole when the last is told.
 
     Results are taken in the order of ids. The random numbers of a generation follow from the seed
@@ -37,42 +38,11 @@ class PopulationBased(ABC):
         self._recombination = Recombination(self._kinds)
         self._seed = seed
         self._n_children = generation
-        self._ledger = Ledger(problem.n_objectives)
-        self._generation = 0
-        self._upcoming = self._start(problem, first_generation)
-        self._n_current = len(self._upcoming)
+        super().__init__(problem.n_objectives, self._start(problem, first_generation))
         self._proposed = set(self._upcoming)
 
-    @property
-    def generation_size(self) -> int:
-        """How many candidates are asked for before the next generation is made."""
-        return self._n_current
-
-    def ask(self) -> Candidate | None:
-        """The next candidate, or None while a wholly asked generation is not wholly told."""
-        if not self._upcoming:
-            return None
-        return self._ledger.ask(self._generation, self._upcoming.pop(0))
-
-    def tell(
-        self,
-        candidate: Candidate,
-        losses: Sequence[float] | None,
-        evidence: Evidence | None = None,
-    ) -> None:
-        """Take in losses; the last of a generation breeds the next one.
-
-        Raises:
-            ValueError: the candidate is not pending or its losses are not finite.
-        """
-        self._ledger.tell(candidate, losses, evidence)
-        if not self._upcoming and self._ledger.n_pending == 0:
-            self._select(self._ledger.close_generation())
-            self._generation += 1
-            self._breed()
-
     @abstractmethod
-    def _select(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         """Choose the survivors of the population and a generation, which comes by id."""
 
     @abstractmethod
@@ -83,13 +53,13 @@ class PopulationBased(ABC):
         """Mutate `(n_children, n_dimensions)` points into others, as they are proposed."""
         return self._recombination.mutated(children, rng)
 
-    def _start(self, problem: Problem, n: int) -> list[tuple[float, ...]]:
+    def _start(self, problem: Problem, n: int) -> list[Point]:
         """The n points of generation 0."""
         return [tuple(row) for row in centred_design(problem, n, self._seed).tolist()]
 
-    def _breed(self) -> None:
+    def _breed(self) -> list[Point]:
         rng = np.random.default_rng([self._seed, 0xE0, self._generation])
-        children: dict[int, tuple[float, ...]] = {}
+        children: dict[int, Point] = {}
         for turn in range(PATIENCE + 1):
             open_places = [i for i in range(self._n_children) if i not in children]
             bred = self._mutated(self._children(open_places, rng), rng)
@@ -102,5 +72,4 @@ class PopulationBased(ABC):
                     self._proposed.add(u)
             if len(children) == self._n_children:
                 break
-        self._upcoming = [children[place] for place in range(self._n_children)]
-        self._n_current = self._n_children
+        return [children[place] for place in range(self._n_children)]

@@ -1,21 +1,20 @@
 """CMA-ES on a loss with a price on the coefficients: the frame of LoraHub and Evo-Merging."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Dimension, Evidence, FloatArray, Problem
+from evomerge.datatypes import Candidate, Dimension, FloatArray, Problem
 from evomerge.errors import ConfigError
 from evomerge.samplers.archive_based import checked_range
 from evomerge.samplers.cma_es import CmaEsSampler
 from evomerge.samplers.design import Kinds, proposal
-from evomerge.samplers.ledger import Ledger, Told
+from evomerge.samplers.generational import Generational, Point
+from evomerge.samplers.ledger import Told
 from evomerge.samplers.options import checked_population
 from evomerge.samplers.scalarization import scalarizer
-
-Point = tuple[float, ...]
 
 SMALLEST_SPAN = 1e-3
 """Distance of base and expert in a dimension of the cube below which it is no coefficient."""
@@ -117,7 +116,7 @@ class Tried:
     magnitude: float
 
 
-class RegularizedCmaEs(ABC):
+class RegularizedCmaEs(Generational):
     """Minimises loss + `regularization` * mean |coefficient|, in one stage or more.
 
     Generation 0 is the anchors and the mean of the experts; the stages begin at what came of it.
@@ -152,9 +151,7 @@ class RegularizedCmaEs(ABC):
         self._sigma = sigma
         self._bound = bound
         self._regularization = regularization
-        self._ledger = Ledger(problem.n_objectives)
         self._history = np.empty((0, problem.n_objectives))
-        self._generation = 0
         self._n_told = 0
         self._n_stages = 0
         self._stage: Stage | None = None
@@ -163,48 +160,17 @@ class RegularizedCmaEs(ABC):
         """Of the stage, or of generation 0."""
         self._known: tuple[Candidate, Told] | None = None
         """The start of a stage that has yet to be told what is known of it."""
-        self._asked: dict[int, Candidate] = {}
-        """By id: what the stage's CMA-ES asked for."""
-        self._upcoming: list[tuple[Candidate | None, Point]] = [
-            (None, point) for point in self._first_points()
-        ]
-        self._n_current = len(self._upcoming)
+        self._inner: list[Candidate] = []
+        """What the stage's CMA-ES asked for, in the order of the generation's points."""
+        super().__init__(problem.n_objectives, self._first_points())
 
-    @property
-    def generation_size(self) -> int:
-        """How many candidates are asked for before the next generation is made."""
-        return self._n_current
-
-    def ask(self) -> Candidate | None:
-        """The next candidate, or None while a wholly asked generation is not wholly told."""
-        if not self._upcoming:
-            return None
-        inner, point = self._upcoming.pop(0)
-        candidate = self._ledger.ask(self._generation, point)
-        if inner is not None:
-            self._asked[candidate.id] = inner
-        return candidate
-
-    def tell(
-        self,
-        candidate: Candidate,
-        losses: Sequence[float] | None,
-        evidence: Evidence | None = None,
-    ) -> None:
-        """Take in losses; the last of a generation moves the distribution.
-
-        Raises:
-            ValueError: the candidate is not pending or its losses are not finite.
-        """
-        self._ledger.tell(candidate, losses, evidence)
-        if not self._upcoming and self._ledger.n_pending == 0:
-            self._learn(self._ledger.close_generation())
-            self._generation += 1
-            stage = self._next_stage()
-            if stage is not None:
-                self._begin(stage)
-            assert self._cma_es is not None  # the first stage begins after generation 0
-            self._expect(list(iter(self._cma_es.ask, None)))
+    def _breed(self) -> list[Point]:
+        stage = self._next_stage()
+        if stage is not None:
+            self._begin(stage)
+        assert self._cma_es is not None  # the first stage begins after generation 0
+        self._inner += iter(self._cma_es.ask, None)
+        return [self._point(inner) for inner in self._inner]
 
     @abstractmethod
     def _next_stage(self) -> Stage | None:
@@ -228,7 +194,7 @@ class RegularizedCmaEs(ABC):
         mean = self._coefficients.at(shares, np.array(anchors[0]))
         return list(dict.fromkeys([*anchors, tuple(proposal(mean, self._kinds))]))
 
-    def _learn(self, generation: Sequence[Told]) -> None:
+    def _take(self, generation: Sequence[Told]) -> None:
         self._n_told += len(generation)
         F = [told.losses for told in generation if told.losses is not None]
         self._history = np.concatenate(
@@ -240,7 +206,8 @@ class RegularizedCmaEs(ABC):
                 magnitude = float(np.abs(self._coefficients.of(u)).mean())
                 self._tried.append(Tried(told, u, magnitude))
             return
-        pairs = [(self._asked.pop(told.candidate.id), told) for told in generation]
+        pairs = list(zip(self._inner, generation, strict=True))
+        self._inner = []
         if self._known is not None:
             pairs.insert(0, self._known)
             self._known = None
@@ -270,13 +237,9 @@ class RegularizedCmaEs(ABC):
         assert start is not None  # a generation has four candidates at least
         told = known.get(self._point(start))
         if told is None:
-            self._upcoming.append((start, self._point(start)))
+            self._inner.append(start)
         else:
             self._known = (start, told)
-
-    def _expect(self, asked: Sequence[Candidate]) -> None:
-        self._upcoming += [(inner, self._point(inner)) for inner in asked]
-        self._n_current = len(self._upcoming)
 
     def _point(self, inner: Candidate) -> Point:
         assert self._stage is not None

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evomerge.datatypes import Candidate, Evidence, FloatArray, Problem
+from evomerge.datatypes import FloatArray, Problem
 from evomerge.errors import ConfigError
 from evomerge.samplers.design import Kinds, proposal
-from evomerge.samplers.ledger import Ledger, Told
+from evomerge.samplers.generational import Generational, Point
+from evomerge.samplers.ledger import Told
 from evomerge.samplers.map.design import latin_hypercube
 from evomerge.samplers.map.one_shot import checked_samples
 from evomerge.samplers.map.tree import Merge, Node, Row, Tasks, paired
@@ -34,7 +35,7 @@ EVEN = 0.3
 _TRIES = 20
 
 
-class NestedMapSampler:
+class NestedMapSampler(Generational):
     """Merges pairs of models by quadratics in two coefficients each: many experts cost little.
 
     Generation 0 is the anchors, the base and the experts alone. A level pairs those whose scores on
@@ -78,78 +79,46 @@ class NestedMapSampler:
         self._problem, self._kinds, self._seed = problem, Kinds.of(problem), seed
         self._origin = np.array(problem.origin, dtype=np.float64)
         given = None if samples is None else checked_samples("nested_map", problem, samples)
-        self._ledger = Ledger(m)
         ends = [problem.origin, *problem.experts]
         written = [tuple(proposal(np.array(end, dtype=np.float64), self._kinds)) for end in ends]
         anchors = [tuple(map(float, anchor)) for anchor in problem.anchors]
-        self._upcoming = list(dict.fromkeys([*anchors, *written]))
+        super().__init__(m, list(dict.fromkeys([*anchors, *written])))
         room = FOR_PAIRS * (problem.budget - len(self._upcoming)) / (len(problem.experts) - 1)
         self._n_samples = given or int(np.clip(room - 3, FEWEST, SAMPLES))
-        self._n_current = len(self._upcoming)
         self._proposed = set(self._upcoming)
-        self._generation = 0
         self._tasks: Tasks | None = None
         self._open: list[Node] = []
         self._pairs: list[Merge] = []
         self._plan: list[tuple[Merge, FloatArray]] = []
-        self._known: list[Told] = []
+        self._points: list[Point] = []
+        self._losses = np.empty((0, m))
         self._n_final = 0
         self._remarks: dict[str, None] = {}
 
-    @property
-    def generation_size(self) -> int:
-        """How many candidates are asked for before the next generation is made."""
-        return self._n_current
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What the user should know about the pairs' quadratics."""
-        return tuple(self._remarks)
-
-    def ask(self) -> Candidate | None:
-        """The next candidate, or None while a wholly asked generation is not wholly told."""
-        if not self._upcoming:
-            return None
-        return self._ledger.ask(self._generation, self._upcoming.pop(0))
-
-    def tell(
-        self,
-        candidate: Candidate,
-        losses: Sequence[float] | None,
-        evidence: Evidence | None = None,
-    ) -> None:
-        """Take in losses; the last of a generation settles its pairs.
-
-        Raises:
-            ValueError: the candidate is not pending or its losses are not finite.
-        """
-        self._ledger.tell(candidate, losses, evidence)
-        if not self._upcoming and self._ledger.n_pending == 0:
-            generation = self._ledger.close_generation()
-            self._known += [told for told in generation if told.losses is not None]
-            self._upcoming = self._following(generation)
-            self._generation += 1
-            self._n_current = len(self._upcoming)
-
-    def _following(self, generation: Sequence[Told]) -> list[tuple[float, ...]]:
-        rng = np.random.default_rng([self._seed, 0x3A95, self._generation])
+    def _take(self, generation: Sequence[Told]) -> None:
+        known = [told for told in generation if told.losses is not None]
+        self._points += [told.candidate.u for told in known]
+        losses = np.array([told.losses for told in known]).reshape(-1, self._problem.n_objectives)
+        self._losses = np.concatenate([self._losses, losses])
         if self._tasks is None:
             self._open = self._leaves(generation)
             self._tasks = Tasks(self._open, self._weights)
-            return self._sampled(rng)
-        if self._pairs and not self._pairs[0].sampled:
-            for pair, told in self._told_pairs(generation):
+            return
+        is_sampled = any(pair.sampled for pair in self._pairs)
+        for pair, told in self._told_pairs(generation):
+            if is_sampled:
+                pair.choose(told, self._tasks)
+            else:
                 pair.settle(told, self._problem, self._tasks)
                 self._remarks.update(dict.fromkeys(pair.remarks))
-            return self._checked(rng)
+        if is_sampled:
+            self._open, self._pairs = [*self._open, *self._pairs], []
+
+    def _breed(self) -> list[Point]:
+        rng = np.random.default_rng([self._seed, 0x3A95, self._generation])
         if self._pairs:
-            for pair, told in self._told_pairs(generation):
-                pair.choose(told, self._tasks)
-            self._open = [*self._open, *self._pairs]
-            self._pairs = []
-        if len(self._open) > 1:
-            return self._sampled(rng)
-        return self._final(rng)
+            return self._checked(rng)
+        return self._sampled(rng) if len(self._open) > 1 else self._final(rng)
 
     def _leaves(self, generation: Sequence[Told]) -> list[Node]:
         by_point = {told.candidate.u: told for told in generation}
@@ -159,7 +128,7 @@ class NestedMapSampler:
             leaves.append(Node((i,), np.array(u), by_point[u]))
         return leaves
 
-    def _sampled(self, rng: np.random.Generator) -> list[tuple[float, ...]]:
+    def _sampled(self, rng: np.random.Generator) -> list[Point]:
         """Pair the models of this level, and lay out every pair's coefficients."""
         assert self._tasks is not None
         pairs, self._open = paired(self._open, self._tasks)
@@ -174,7 +143,7 @@ class NestedMapSampler:
                 self._plan.append((pair, c))
         return points
 
-    def _checked(self, rng: np.random.Generator) -> list[tuple[float, ...]]:
+    def _checked(self, rng: np.random.Generator) -> list[Point]:
         """What the quadratics of each pair propose."""
         assert self._tasks is not None
         self._plan, points = [], []
@@ -184,7 +153,7 @@ class NestedMapSampler:
                 self._plan.append((pair, c))
         return points
 
-    def _final(self, rng: np.random.Generator) -> list[tuple[float, ...]]:
+    def _final(self, rng: np.random.Generator) -> list[Point]:
         """Nested merges for other preferences."""
         assert self._tasks is not None
         (root,) = self._open
@@ -192,7 +161,7 @@ class NestedMapSampler:
         directions = np.ones((1, m))  # the preferences as they are, then more of each
         if m > 1:
             directions = np.vstack([directions / m, reference_directions(m, 4 * FINAL)])
-        points = []
+        points: list[Point] = []
         for i in range(FINAL):
             turn = self._n_final + i
             drawn = rng.dirichlet(np.ones(m))
@@ -200,41 +169,35 @@ class NestedMapSampler:
             w = (w + EVEN / m) * self._weights
             w = w / w.sum()
             x = root.for_preferences(w, self._tasks, self._origin)
-            others = self._varied(w, rng)
-            points.append(self._point(x, others, rng))
+            is_known = tuple(proposal(x, self._kinds)) in self._proposed
+            # looked for only where it counts: the search goes through all that is known
+            best = self._best_known(w) if is_known or not self._kinds.real.all() else x
+            # what the quadratics have said before is left for the best merge
+            points.append(self._point(best if is_known else x, self._varied(best, rng), rng))
         self._n_final += FINAL
         return points
-
-    def _varied(self, w: FloatArray, rng: np.random.Generator) -> FloatArray:
-        """Bits and choices of the best merge known, about one of them turned."""
-        n_whole = int((~self._kinds.real).sum())
-        if n_whole == 0:
-            return self._origin
-        others = self._best_known(w)
-        turned = rng.random(len(others)) < min(TURN, 1.0 / n_whole)
-        return np.where(turned, rng.random(len(others)), others)
 
     def _best_known(self, w: FloatArray) -> FloatArray:
         """The point of the smallest weighted loss, in the experts' ranges."""
         assert self._tasks is not None
-        if not self._known:
+        if not self._points:
             return np.array(self._problem.anchors[0])
-        losses = np.array([told.losses for told in self._known])
-        best = int(np.argmin(self._tasks.weighted(losses, w)))
-        return np.array(self._known[best].candidate.u)
+        return np.array(self._points[int(np.argmin(self._tasks.weighted(self._losses, w)))])
 
-    def _told_pairs(
-        self, generation: Sequence[Told]
-    ) -> list[tuple[Merge, list[tuple[FloatArray, Told]]]]:
+    def _varied(self, best: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Bits and choices of the best merge known, about one of them turned."""
+        n_whole = max(int((~self._kinds.real).sum()), 1)
+        turned = rng.random(len(best)) < min(TURN, 1.0 / n_whole)
+        return np.where(turned, rng.random(len(best)), best)
+
+    def _told_pairs(self, generation: Sequence[Told]) -> list[tuple[Merge, list[Row]]]:
         """Each pair with its coefficients and what was told of them."""
-        told: dict[int, list[Row]] = {id(pair): [] for pair in self._pairs}
-        for (pair, c), one in zip(self._plan, generation, strict=True):
-            told[id(pair)].append((c, one))
-        return [(pair, told[id(pair)]) for pair in self._pairs]
+        planned = list(zip(self._plan, generation, strict=True)) if self._pairs else []
+        return [
+            (pair, [(c, told) for (its, c), told in planned if its is pair]) for pair in self._pairs
+        ]
 
-    def _point(
-        self, x: FloatArray, others: FloatArray, rng: np.random.Generator
-    ) -> tuple[float, ...]:
+    def _point(self, x: FloatArray, others: FloatArray, rng: np.random.Generator) -> Point:
         """As proposed, bits and choices those of another point; moved until it is new."""
         x = np.where(self._kinds.real, np.clip(x, 0.0, 1.0), others)
         u = tuple(proposal(x, self._kinds))
