@@ -91,19 +91,16 @@ class NestedMapSampler(Generational):
         self._pairs: list[Merge] = []
         self._plan: list[tuple[Merge, FloatArray]] = []
         self._points: list[Point] = []
-        self._losses = np.empty((0, m))
+        self._scaled = np.empty((0, m))
+        """Losses of the points, in the experts' ranges."""
         self._n_final = 0
         self._remarks: dict[str, None] = {}
 
     def _take(self, generation: Sequence[Told]) -> None:
-        known = [told for told in generation if told.losses is not None]
-        self._points += [told.candidate.u for told in known]
-        losses = np.array([told.losses for told in known]).reshape(-1, self._problem.n_objectives)
-        self._losses = np.concatenate([self._losses, losses])
         if self._tasks is None:
             self._open = self._leaves(generation)
             self._tasks = Tasks(self._open, self._weights)
-            return
+        self._remember(generation, self._tasks)
         is_sampled = any(pair.sampled for pair in self._pairs)
         for pair, told in self._told_pairs(generation):
             if is_sampled:
@@ -113,6 +110,12 @@ class NestedMapSampler(Generational):
                 self._remarks.update(dict.fromkeys(pair.remarks))
         if is_sampled:
             self._open, self._pairs = [*self._open, *self._pairs], []
+
+    def _remember(self, generation: Sequence[Told], tasks: Tasks) -> None:
+        known = [told for told in generation if told.losses is not None]
+        self._points += [told.candidate.u for told in known]
+        losses = np.array([told.losses for told in known]).reshape(-1, self._problem.n_objectives)
+        self._scaled = np.concatenate([self._scaled, tasks.scaled(losses)])
 
     def _breed(self) -> list[Point]:
         rng = np.random.default_rng([self._seed, 0x3A95, self._generation])
@@ -179,10 +182,9 @@ class NestedMapSampler(Generational):
 
     def _best_known(self, w: FloatArray) -> FloatArray:
         """The point of the smallest weighted loss, in the experts' ranges."""
-        assert self._tasks is not None
         if not self._points:
             return np.array(self._problem.anchors[0])
-        return np.array(self._points[int(np.argmin(self._tasks.weighted(self._losses, w)))])
+        return np.array(self._points[int(np.argmin((self._scaled * w).sum(axis=1)))])
 
     def _varied(self, best: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Bits and choices of the best merge known, about one of them turned."""

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.datatypes import Dimension, FloatArray, Problem
 from evomerge.samplers.history_based import View
@@ -55,10 +56,13 @@ class Tasks:
         own = np.isin(self._owners, members)
         return np.where(own, self.weights, 0.0) if own.any() else self.weights
 
+    def scaled(self, losses: FloatArray) -> FloatArray:
+        """Losses `(n, n_objectives)` in the experts' ranges."""
+        return np.asarray((losses / 2.0 - self._best / 2.0) / self._range)
+
     def weighted(self, losses: FloatArray, w: FloatArray) -> FloatArray:
         """Mean of `(n, n_objectives)` losses in the experts' ranges, shape `(n,)`."""
-        half = losses / 2.0 - self._best / 2.0
-        return np.asarray((half / self._range * w).sum(axis=1) / w.sum())
+        return np.asarray((self.scaled(losses) * w).sum(axis=1) / w.sum())
 
     def score(self, node: Node) -> float:
         """Weighted loss at the node's own tasks; failures score as the worst expert."""
@@ -89,6 +93,7 @@ class Merge(Node):
         self.sampled = False
         self.best_point = a.point
         self.remarks: tuple[str, ...] = ()
+        self._is_own: NDArray[np.bool_] | None = None
         self._grid, self._predicted = np.zeros((0, 2)), np.zeros((0, 0))
 
     def at(self, c: FloatArray, origin: FloatArray) -> FloatArray:
@@ -134,7 +139,9 @@ class Merge(Node):
 
     def for_preferences(self, w: FloatArray, tasks: Tasks, origin: FloatArray) -> FloatArray:
         """The nested merge for `(n_objectives,)` preferences, by the quadratics from below."""
-        own = np.where(tasks.of(self.members) > 0.0, w, 0.0)
+        if self._is_own is None:
+            self._is_own = tasks.of(self.members) > 0.0
+        own = np.where(self._is_own, w, 0.0)
         a = self.a.for_preferences(w, tasks, origin)
         b = self.b.for_preferences(w, tasks, origin)
         return self._between(self._best(own), a, b, origin)
